@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 /// The operation that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// [`crate::Hypervisor::prepare`]
     Prepare,
@@ -124,6 +124,10 @@ pub enum HypervisorError {
 impl HypervisorError {
     /// A [`HypervisorError::Host`] from an I/O error.
     pub fn host(operation: Operation, what: impl Into<String>, source: io::Error) -> Self {
-        Self::Host { operation, what: what.into(), source }
+        Self::Host {
+            operation,
+            what: what.into(),
+            source,
+        }
     }
 }

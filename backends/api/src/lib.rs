@@ -17,13 +17,16 @@ pub mod contract;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod hybrid_vsock;
+mod state;
 mod types;
+mod validate;
 
 pub use error::{HypervisorError, Operation};
 pub use types::{
-    AgentChannel, BootSource, Capabilities, ConsoleSink, DeviceConfig, DeviceId, ExitCause, KernelImage, MiB,
-    NetQueueFds, ProcessRole, ResizeRequest, Resized, ShareCache, StopDeadlines, VmConfig, VmExit, VmMetrics,
-    VmProcess, VmState,
+    AgentChannel, BootSource, Capabilities, ConsoleSink, DeviceConfig, DeviceId, ExitCause,
+    KernelImage, MiB, NetQueueFds, ProcessRole, ResizeRequest, Resized, ShareCache, StopDeadlines,
+    VmConfig, VmExit, VmMetrics, VmProcess, VmState,
 };
 
 use std::fmt;

@@ -1,1 +1,3 @@
-//! Part of Stockade.
+//! The tests that need more than one crate, and what they share: one folder a tier, and the [`harness`].
+
+pub mod harness;

@@ -90,24 +90,29 @@ pub enum ConfigError {
         allowed: String,
     },
     /// Two values that exclude each other.
-    #[error("{at}: {key} = {value} does not go with {other_key} = {other_value} ({other_at}): {reason}")]
-    Conflict {
-        /// Where the first value came from.
-        at: String,
-        /// The first key's full path.
-        key: String,
-        /// Its value as TOML.
-        value: String,
-        /// Where the other value came from.
-        other_at: String,
-        /// The other key's full path.
-        other_key: String,
-        /// Its value as TOML.
-        other_value: String,
-        /// Why they exclude each other.
-        reason: &'static str,
-    },
+    #[error("{0}")]
+    Conflict(Box<Conflict>),
     /// A checked value that the typed configuration does not take: a defect of Stockade.
     #[error("the checked configuration does not fit the options that it is for")]
     Mismatch(#[source] toml::de::Error),
+}
+
+/// Two values that exclude each other.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{at}: {key} = {value} does not go with {other_key} = {other_value} ({other_at}): {reason}")]
+pub struct Conflict {
+    /// Where the first value came from.
+    pub at: String,
+    /// The first key's full path.
+    pub key: String,
+    /// Its value as TOML.
+    pub value: String,
+    /// Where the other value came from.
+    pub other_at: String,
+    /// The other key's full path.
+    pub other_key: String,
+    /// Its value as TOML.
+    pub other_value: String,
+    /// Why they exclude each other.
+    pub reason: &'static str,
 }

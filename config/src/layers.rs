@@ -1,7 +1,7 @@
 //! Finds the files, merges them key by key, and remembers where each value came from.
 
 use crate::document::{self, Setting};
-use crate::error::{ConfigError, Location};
+use crate::error::{ConfigError, Conflict, Location};
 use crate::options::Config;
 use crate::schema::{OptionSpec, TABLES, TableSpec};
 use serde::{Deserialize, Serialize};
@@ -284,7 +284,7 @@ impl Merged {
             (origin.to_string(), document::shown(&value.to_string()))
         };
         let ((at, value), (other_at, other_value)) = (shown(key), shown(other));
-        Err(ConfigError::Conflict {
+        Err(ConfigError::Conflict(Box::new(Conflict {
             at: at.strip_prefix("from ").unwrap_or(&at).to_owned(),
             key: key.to_owned(),
             value,
@@ -292,7 +292,7 @@ impl Merged {
             other_key: other.to_owned(),
             other_value,
             reason,
-        })
+        })))
     }
 }
 

@@ -137,7 +137,7 @@ fn values_that_exclude_each_other_are_told_with_both_places() {
         "[runtime]\ndisable_new_netns = true",
     ] {
         let error = Config::load(&lookup(&root(&[(ETC, text)]))).unwrap_err();
-        assert!(matches!(error, ConfigError::Conflict { .. }), "{text}");
+        assert!(matches!(error, ConfigError::Conflict(_)), "{text}");
     }
 }
 

@@ -23,7 +23,7 @@ pub mod schema;
 
 pub use annotations::{AnnotationError, apply_annotations, chosen_hypervisor};
 pub use effective::{Effective, Entry};
-pub use error::{ConfigError, Location};
+pub use error::{ConfigError, Conflict, Location};
 pub use kernel_params::{
     AGENT_LOG_PORT, DEBUG_CONSOLE_PORT, ImageRoot, KernelParam, KernelParams, KernelParamsError, MAX_COMMAND_LINE,
     guest_kernel_params,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 use stockade_hypervisor::{ExitCause, ProcessRole, VmProcess};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, Interest};
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{oneshot, watch};
 
@@ -198,7 +198,7 @@ impl Process {
             ended,
         };
         let output = pipe::Receiver::from_owned_fd(spawned.output).map_err(lost)?;
-        let watched = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(lost)?;
+        let watched = sys::watch_readable(pidfd).map_err(lost)?;
         tokio::spawn(reap(role, spawned.pid, watched, output, sender));
         Ok(process)
     }

@@ -1,0 +1,1 @@
+//! The host cgroup of a sandbox's processes.

@@ -81,8 +81,15 @@ struct InstallArgs {
     image: bool,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    run(Cli::parse().task).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(task: Task) -> anyhow::Result<ExitCode> {
+    match task {
         Task::Run(arguments) => demo::run(&arguments.command),
         Task::Test(arguments) => test::run(&arguments.arguments),
         Task::Bench(arguments) => bench::run(arguments.filter.as_deref(), &arguments.arguments),

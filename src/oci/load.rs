@@ -297,7 +297,7 @@ mod tests {
             let set = set.as_ref().expect("set");
             assert_eq!(
                 set.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                ["CAP_KILL"]
+                ["KILL"]
             );
         }
     }

@@ -1,8 +1,5 @@
 //! The system calls that no crate of ours wraps; all unsafe code of this crate.
-#![expect(
-    unsafe_code,
-    reason = "raw system calls and descriptors given by number have no safe face"
-)]
+#![expect(unsafe_code, reason = "raw system calls and descriptors given by number have no safe face")]
 
 use std::ffi::CStr;
 use std::io;
@@ -10,11 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Turns the result of a system call into a `Result`.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Takes ownership of a descriptor that the process inherited under a known number.
@@ -48,8 +41,7 @@ pub(crate) fn clone_tree(path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
         flags |= libc::AT_RECURSIVE.cast_unsigned();
     }
     // SAFETY: `path` ends with a NUL and outlives the call.
-    let fd =
-        check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
+    let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
     // SAFETY: the kernel has just returned this descriptor, so that nobody else owns it; it fits an int.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
@@ -119,19 +111,7 @@ pub(crate) fn drop_from_bounding_set(capability: u8) -> io::Result<bool> {
 /// The kernel has no ambient capabilities (before 4.3).
 pub(crate) fn clear_ambient_set() -> io::Result<()> {
     // SAFETY: the operation takes numbers only.
-    check(
-        unsafe {
-            libc::prctl(
-                libc::PR_CAP_AMBIENT,
-                libc::PR_CAP_AMBIENT_CLEAR_ALL,
-                0,
-                0,
-                0,
-            )
-        }
-        .into(),
-    )
-    .map(drop)
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }.into()).map(drop)
 }
 
 /// Makes `mask` (bit `n` is capability `n`) this thread's effective and permitted set, and its inheritable set empty.
@@ -152,17 +132,10 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
     }
     /// `_LINUX_CAPABILITY_VERSION_3`: two sets of 32 each.
     const VERSION_3: u32 = 0x2008_0522;
-    let head = Head {
-        version: VERSION_3,
-        pid: 0,
-    };
+    let head = Head { version: VERSION_3, pid: 0 };
     let halves = [mask & u64::from(u32::MAX), mask >> 32].map(|half| {
         let half = u32::try_from(half).unwrap_or(0);
-        Set {
-            effective: half,
-            permitted: half,
-            inheritable: 0,
-        }
+        Set { effective: half, permitted: half, inheritable: 0 }
     });
     // SAFETY: version 3 reads a head and two sets, which both outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const head, halves.as_ptr()) }).map(drop)

@@ -155,10 +155,7 @@ pub fn file_system(config: FsConfig) -> Result<PassthroughFs, FsError> {
         gid_map: Some(Vec::new()),
         ..passthrough::Config::default()
     };
-    PassthroughFs::new(settings).map_err(|source| FsError::Open {
-        root: config.root,
-        source,
-    })
+    PassthroughFs::new(settings).map_err(|source| FsError::Open { root: config.root, source })
 }
 
 /// The device for vhost-user. Its tag is the front-end's business.
@@ -181,12 +178,7 @@ mod tests {
 
     #[test]
     fn cache_policies_are_read_by_the_names_that_they_are_shown_by() {
-        for policy in [
-            CachePolicy::Never,
-            CachePolicy::Auto,
-            CachePolicy::Metadata,
-            CachePolicy::Always,
-        ] {
+        for policy in [CachePolicy::Never, CachePolicy::Auto, CachePolicy::Metadata, CachePolicy::Always] {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
         assert_eq!("none".parse(), Ok(CachePolicy::Never));

@@ -34,16 +34,8 @@ const CAP_SETUID: u8 = 7;
 const CAP_MKNOD: u8 = 27;
 const CAP_SETFCAP: u8 = 31;
 
-const FILE_SERVER: [u8; 8] = [
-    CAP_CHOWN,
-    CAP_DAC_OVERRIDE,
-    CAP_FOWNER,
-    CAP_FSETID,
-    CAP_SETGID,
-    CAP_SETUID,
-    CAP_MKNOD,
-    CAP_SETFCAP,
-];
+const FILE_SERVER: [u8; 8] =
+    [CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_SETGID, CAP_SETUID, CAP_MKNOD, CAP_SETFCAP];
 
 impl Capabilities {
     /// The set as bits.
@@ -59,8 +51,7 @@ impl Capabilities {
 pub(super) fn keep_only(capabilities: Capabilities) -> Result<(), JailError> {
     let mask = capabilities.mask();
     for capability in (0..=LAST).filter(|capability| mask & (1 << capability) == 0) {
-        let known = sys::drop_from_bounding_set(capability)
-            .map_err(call("shrink the capability bounding set"))?;
+        let known = sys::drop_from_bounding_set(capability).map_err(call("shrink the capability bounding set"))?;
         if !known {
             break;
         }

@@ -107,10 +107,7 @@ pub enum JailError {
 
 /// Names the call that failed.
 fn call<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> JailError {
-    move |source| JailError::Call {
-        what,
-        source: source.into(),
-    }
+    move |source| JailError::Call { what, source: source.into() }
 }
 
 /// Moves the process into its namespaces and root. It must have one thread, and CAP_SYS_ADMIN.
@@ -118,9 +115,7 @@ fn call<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> JailError {
 /// # Errors
 /// A step failed; the process may be half inside and must end.
 pub fn enter(config: &JailConfig) -> Result<Jailed, JailError> {
-    let threads = std::fs::read_dir("/proc/self/task")
-        .map_err(call("count the threads of the process"))?
-        .count();
+    let threads = std::fs::read_dir("/proc/self/task").map_err(call("count the threads of the process"))?.count();
     if threads != 1 {
         return Err(JailError::Threads(threads));
     }
@@ -132,31 +127,16 @@ pub fn enter(config: &JailConfig) -> Result<Jailed, JailError> {
     nix::sys::stat::umask(Mode::empty());
     nix::unistd::setgroups(&[]).map_err(call("drop the supplementary groups"))?;
 
-    unshare(
-        CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWUTS,
-    )
-    .map_err(call("enter new namespaces"))?;
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_SLAVE | MsFlags::MS_REC,
-        None::<&str>,
-    )
-    .map_err(call("make the mounts slaves of the parent's"))?;
-    let proc_self_fd =
-        sys::clone_tree(c"/proc/self/fd", false).map_err(call("keep /proc/self/fd"))?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
+        .map_err(call("enter new namespaces"))?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+        .map_err(call("make the mounts slaves of the parent's"))?;
+    let proc_self_fd = sys::clone_tree(c"/proc/self/fd", false).map_err(call("keep /proc/self/fd"))?;
     match &config.root {
         Some(root) => attach_root(root)?,
         None => attach_empty_root()?,
     }
-    Ok(Jailed {
-        proc_self_fd,
-        descriptor_limit,
-    })
+    Ok(Jailed { proc_self_fd, descriptor_limit })
 }
 
 /// Gives up capabilities and system calls for good. Threads started afterwards inherit both.
@@ -171,30 +151,16 @@ pub fn confine(capabilities: Capabilities) -> Result<(), JailError> {
 
 /// Asks to be killed when the parent dies, and looks whether it has died already.
 fn die_with(parent: u32) -> Result<(), JailError> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
-        .map_err(call("ask to die with the parent process"))?;
-    if std::os::unix::process::parent_id() == parent {
-        Ok(())
-    } else {
-        Err(JailError::ParentGone(parent))
-    }
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(call("ask to die with the parent process"))?;
+    if std::os::unix::process::parent_id() == parent { Ok(()) } else { Err(JailError::ParentGone(parent)) }
 }
 
 /// Closes what the process inherited and was not told of.
 fn close_others(keep: &[RawFd]) -> Result<(), JailError> {
-    let mut keep: Vec<u32> = keep
-        .iter()
-        .filter_map(|fd| u32::try_from(*fd).ok())
-        .chain([0, 1, 2])
-        .collect();
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).chain([0, 1, 2]).collect();
     keep.sort_unstable();
     keep.dedup();
-    let ends = keep
-        .iter()
-        .copied()
-        .skip(1)
-        .map(|fd| fd - 1)
-        .chain([u32::MAX]);
+    let ends = keep.iter().copied().skip(1).map(|fd| fd - 1).chain([u32::MAX]);
     for (kept, last) in keep.iter().copied().zip(ends) {
         let first = kept + 1;
         if first <= last {
@@ -208,8 +174,7 @@ fn close_others(keep: &[RawFd]) -> Result<(), JailError> {
 /// hold the guest's memory.
 fn set_limits() -> Result<u64, JailError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(call("forbid core dumps"))?;
-    let (_, hard) =
-        getrlimit(Resource::RLIMIT_NOFILE).map_err(call("read the limit of descriptors"))?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(call("read the limit of descriptors"))?;
     let wanted = hard.max(WANTED_DESCRIPTORS);
     // Beyond the hard limit needs a privilege and the kernel's own maximum; else the hard limit it is.
     for limit in [wanted, hard] {
@@ -224,21 +189,12 @@ fn set_limits() -> Result<u64, JailError> {
 
 /// Makes a copy of the share's mounts the root.
 fn attach_root(root: &Path) -> Result<(), JailError> {
-    let failed = |what| {
-        move |source| JailError::Root {
-            what,
-            root: root.to_owned(),
-            source,
-        }
-    };
-    let path = CString::new(root.as_os_str().as_bytes())
-        .map_err(|_| JailError::RootHasNul(root.to_owned()))?;
+    let failed = |what| move |source| JailError::Root { what, root: root.to_owned(), source };
+    let path = CString::new(root.as_os_str().as_bytes()).map_err(|_| JailError::RootHasNul(root.to_owned()))?;
     let tree = sys::clone_tree(&path, true).map_err(failed("copy the mounts"))?;
     sys::restrict_tree(tree.as_fd()).map_err(failed("restrict the mounts"))?;
     sys::attach_tree(tree.as_fd(), &path).map_err(failed("attach the mounts"))?;
-    nix::unistd::fchdir(tree.as_raw_fd())
-        .map_err(io::Error::from)
-        .map_err(failed("enter the mounts"))?;
+    nix::unistd::fchdir(tree.as_raw_fd()).map_err(io::Error::from).map_err(failed("enter the mounts"))?;
     pivot()
 }
 

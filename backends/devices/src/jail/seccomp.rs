@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 use super::JailError;
@@ -134,11 +134,7 @@ const IDENTITY: &[i64] = &[
 
 /// Installs both filters on this thread.
 pub(super) fn install() -> Result<(), JailError> {
-    let allowed = compile(
-        allow_list()?,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-    )?;
+    let allowed = compile(allow_list()?, SeccompAction::KillProcess, SeccompAction::Allow)?;
     // The flags of clone3 are behind a pointer that a filter cannot follow. Told that there is none, glibc uses clone.
     let no_clone3 = compile(
         Rules::from([(libc::SYS_clone3, vec![])]),
@@ -152,11 +148,7 @@ pub(super) fn install() -> Result<(), JailError> {
     Ok(())
 }
 
-fn compile(
-    rules: Rules,
-    otherwise: SeccompAction,
-    on_match: SeccompAction,
-) -> Result<BpfProgram, JailError> {
+fn compile(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> Result<BpfProgram, JailError> {
     SeccompFilter::new(rules, otherwise, on_match, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
         .map_err(JailError::Filter)
@@ -164,11 +156,8 @@ fn compile(
 
 /// The calls that may be made, some with certain arguments only.
 fn allow_list() -> Result<Rules, JailError> {
-    let mut rules: Rules = [RUNTIME, EVENTS, SOCKETS, FILES, IDENTITY]
-        .into_iter()
-        .flatten()
-        .map(|call| (*call, vec![]))
-        .collect();
+    let mut rules: Rules =
+        [RUNTIME, EVENTS, SOCKETS, FILES, IDENTITY].into_iter().flatten().map(|call| (*call, vec![])).collect();
     // Allowed here for the other filter to refuse.
     rules.insert(libc::SYS_clone3, vec![]);
     // Threads, but no processes.
@@ -179,24 +168,11 @@ fn allow_list() -> Result<Rules, JailError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![argument(2, Op::MaskedEq(exec), 0)?]);
     }
-    rules.insert(
-        libc::SYS_socket,
-        vec![argument(0, Op::Eq, libc::AF_UNIX.cast_unsigned().into())?],
-    );
+    rules.insert(libc::SYS_socket, vec![argument(0, Op::Eq, libc::AF_UNIX.cast_unsigned().into())?]);
     // A working directory of the thread's own, and nothing else.
-    rules.insert(
-        libc::SYS_unshare,
-        vec![argument(0, Op::Eq, libc::CLONE_FS.cast_unsigned().into())?],
-    );
+    rules.insert(libc::SYS_unshare, vec![argument(0, Op::Eq, libc::CLONE_FS.cast_unsigned().into())?]);
     rules.insert(libc::SYS_ioctl, vec![argument(1, Op::Eq, libc::FIONBIO)?]);
-    rules.insert(
-        libc::SYS_prctl,
-        vec![argument(
-            0,
-            Op::Eq,
-            libc::PR_SET_NAME.cast_unsigned().into(),
-        )?],
-    );
+    rules.insert(libc::SYS_prctl, vec![argument(0, Op::Eq, libc::PR_SET_NAME.cast_unsigned().into())?]);
     // abort(3), on this process.
     let own_pid = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![argument(0, Op::Eq, own_pid)?]);

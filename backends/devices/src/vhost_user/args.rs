@@ -171,19 +171,12 @@ impl VhostUserArgs {
                     uds: given.require(VSOCK_UDS)?,
                     guest_cid: given.require(VSOCK_CID)?,
                     host_sockets: directory
-                        .map(|directory| {
-                            Ok::<_, ArgsError>((directory, given.require(VSOCK_NAME)?))
-                        })
+                        .map(|directory| Ok::<_, ArgsError>((directory, given.require(VSOCK_NAME)?)))
                         .transpose()?,
                 })
             })
             .transpose()?;
-        let args = Self {
-            fs,
-            vsock,
-            lifeline: given.require(LIFELINE)?,
-            parent: given.take(PARENT)?,
-        };
+        let args = Self { fs, vsock, lifeline: given.require(LIFELINE)?, parent: given.take(PARENT)? };
         // What is left belongs to a device whose own socket is not given.
         match given.0.first() {
             Some((name, _)) => Err(ArgsError::Unknown(format!("--{name}"))),
@@ -226,21 +219,13 @@ impl VhostUserArgs {
                     host_sockets: vsock
                         .host_sockets
                         .map(|(directory, name)| {
-                            Ok::<_, ArgsError>(HostSockets {
-                                directory: adopt(VSOCK_DIRECTORY, directory)?,
-                                name,
-                            })
+                            Ok::<_, ArgsError>(HostSockets { directory: adopt(VSOCK_DIRECTORY, directory)?, name })
                         })
                         .transpose()?,
                 })
             })
             .transpose()?;
-        Ok(VhostUserConfig {
-            fs,
-            vsock,
-            lifeline,
-            parent: self.parent,
-        })
+        Ok(VhostUserConfig { fs, vsock, lifeline, parent: self.parent })
     }
 }
 
@@ -251,14 +236,8 @@ struct Given(Vec<(&'static str, String)>);
 impl Given {
     fn add(&mut self, arg: &str) -> Result<(), ArgsError> {
         let unknown = || ArgsError::Unknown(arg.to_owned());
-        let (name, value) = arg
-            .strip_prefix("--")
-            .and_then(|arg| arg.split_once('='))
-            .ok_or_else(unknown)?;
-        let name = NAMES
-            .into_iter()
-            .find(|known| *known == name)
-            .ok_or_else(unknown)?;
+        let (name, value) = arg.strip_prefix("--").and_then(|arg| arg.split_once('=')).ok_or_else(unknown)?;
+        let name = NAMES.into_iter().find(|known| *known == name).ok_or_else(unknown)?;
         if self.0.iter().any(|(given, _)| *given == name) {
             return Err(ArgsError::Twice(name));
         }
@@ -323,44 +302,18 @@ mod tests {
     #[test]
     fn unknown_missing_and_double_arguments_are_refused() {
         assert!(matches!(parse(&[]), Err(ArgsError::Missing(LIFELINE))));
-        assert!(matches!(
-            parse(&["--lifeline-fd=x"]),
-            Err(ArgsError::Value { .. })
-        ));
-        assert!(matches!(
-            parse(&["--lifeline-fd=3", "--lifeline-fd=3"]),
-            Err(ArgsError::Twice(_))
-        ));
-        assert!(matches!(
-            parse(&["--colour=red"]),
-            Err(ArgsError::Unknown(_))
-        ));
-        assert!(matches!(
-            parse(&["--lifeline-fd=3", "--fs-root=/"]),
-            Err(ArgsError::Unknown(_))
-        ));
-        assert!(matches!(
-            parse(&["--lifeline-fd=3", "--fs-fd=4"]),
-            Err(ArgsError::Missing(FS_ROOT))
-        ));
+        assert!(matches!(parse(&["--lifeline-fd=x"]), Err(ArgsError::Value { .. })));
+        assert!(matches!(parse(&["--lifeline-fd=3", "--lifeline-fd=3"]), Err(ArgsError::Twice(_))));
+        assert!(matches!(parse(&["--colour=red"]), Err(ArgsError::Unknown(_))));
+        assert!(matches!(parse(&["--lifeline-fd=3", "--fs-root=/"]), Err(ArgsError::Unknown(_))));
+        assert!(matches!(parse(&["--lifeline-fd=3", "--fs-fd=4"]), Err(ArgsError::Missing(FS_ROOT))));
     }
 
     #[test]
     fn a_descriptor_that_is_not_open_or_named_twice_is_refused() {
-        let mut args = VhostUserArgs {
-            fs: None,
-            vsock: None,
-            lifeline: RawFd::MAX,
-            parent: None,
-        };
-        assert!(matches!(
-            args.clone().into_config(),
-            Err(ArgsError::Descriptor { .. })
-        ));
+        let mut args = VhostUserArgs { fs: None, vsock: None, lifeline: RawFd::MAX, parent: None };
+        assert!(matches!(args.clone().into_config(), Err(ArgsError::Descriptor { .. })));
         args.lifeline = 2;
-        assert!(matches!(
-            args.into_config(),
-            Err(ArgsError::SameDescriptor(2))
-        ));
+        assert!(matches!(args.into_config(), Err(ArgsError::SameDescriptor(2))));
     }
 }

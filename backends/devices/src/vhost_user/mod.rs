@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -135,10 +135,8 @@ pub fn run(config: VhostUserConfig) -> Result<(), VhostUserError> {
 
 /// What `stockade vhost-user` does: reads its arguments (those after the verb), and runs.
 pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
-    let served = VhostUserArgs::parse(args)
-        .and_then(VhostUserArgs::into_config)
-        .map_err(VhostUserError::from)
-        .and_then(run);
+    let served =
+        VhostUserArgs::parse(args).and_then(VhostUserArgs::into_config).map_err(VhostUserError::from).and_then(run);
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -196,49 +194,49 @@ fn serve(
             Ok::<_, VhostUserError>((Arc::new(backend), device.listener))
         })
         .transpose()?;
-    jail::confine(if fs.is_some() {
-        Capabilities::FileServer
-    } else {
-        Capabilities::None
-    })?;
+    jail::confine(if fs.is_some() { Capabilities::FileServer } else { Capabilities::None })?;
 
     // From here on there are threads, all confined.
-    let ended = Arc::new(
-        EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(wait("create an event descriptor"))?,
-    );
-    let mut devices = Vec::new();
+    let ended = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(wait("create an event descriptor"))?);
+    let (sender, results) = mpsc::channel();
+    let report = Report { sender, ended };
+    let mut running = 0;
     if let Some((config, listener)) = fs {
         let backend = Arc::new(vhost_user_backend(config)?);
         let daemon = daemon("virtio-fs", backend)?;
-        devices.push(spawn("virtio-fs", daemon, listener, &ended)?);
+        spawn("virtio-fs", daemon, listener, report.clone())?;
+        running += 1;
     }
     if let Some((backend, listener)) = vsock {
         let daemon = daemon("vsock", Arc::clone(&backend))?;
-        backend
-            .attach(&daemon.get_epoll_handlers())
-            .map_err(wait("watch the vsock sockets"))?;
-        devices.push(spawn("vsock", daemon, listener, &ended)?);
+        backend.attach(&daemon.get_epoll_handlers()).map_err(wait("watch the vsock sockets"))?;
+        spawn("vsock", daemon, listener, report.clone())?;
+        running += 1;
     }
-    lifeline
-        .write_all(b"ready\n")
-        .map_err(wait("tell the supervisor"))?;
-    watch(devices, lifeline, &ended)
+    lifeline.write_all(b"ready\n").map_err(wait("tell the supervisor"))?;
+    watch(running, lifeline, &report.ended, &results)
 }
 
-/// A device that is being served, and its name.
-type Device = (&'static str, thread::JoinHandle<Result<(), DaemonError>>);
+/// A device's name, and how serving it ended.
+type Outcome = (&'static str, Result<(), DaemonError>);
 
-/// Waits for the devices to end, or the supervisor.
+/// How a device's thread tells that it has ended.
+#[derive(Clone)]
+struct Report {
+    sender: mpsc::Sender<Outcome>,
+    /// Readable when there is an outcome; a channel cannot be polled beside the lifeline.
+    ended: Arc<EventFd>,
+}
+
+/// Waits for all devices to end, or the supervisor.
 fn watch(
-    mut devices: Vec<Device>,
+    mut running: usize,
     lifeline: &UnixStream,
     ended: &EventFd,
+    results: &mpsc::Receiver<Outcome>,
 ) -> Result<(), VhostUserError> {
-    while !devices.is_empty() {
-        let mut fds = [
-            PollFd::new(lifeline.as_fd(), PollFlags::POLLIN),
-            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-        ];
+    while running > 0 {
+        let mut fds = [PollFd::new(lifeline.as_fd(), PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             other => other.map_err(wait("wait for the devices"))?,
@@ -248,31 +246,27 @@ fn watch(
             return Ok(());
         }
         let _ = ended.read();
-        // A thread that has announced its end is joined at once, and another is not waited for.
-        let (done, running): (Vec<_>, Vec<_>) = devices
-            .into_iter()
-            .partition(|(_, thread)| thread.is_finished());
-        devices = running;
-        for (device, thread) in done {
-            match thread.join() {
-                Ok(
-                    Ok(())
-                    | Err(DaemonError::HandleRequest(
-                        ProtocolError::Disconnected
-                        | ProtocolError::PartialMessage
-                        | ProtocolError::SocketBroken(_),
-                    )),
-                ) => {}
-                Ok(Err(error)) => {
-                    let source = DeviceError(error);
-                    return Err(VhostUserError::Device { device, source });
-                }
-                // A panic has ended the process before.
-                Err(_) => {}
+        for (device, result) in results.try_iter() {
+            running = running.saturating_sub(1);
+            if let Err(error) = result
+                && !is_disconnection(&error)
+            {
+                let source = DeviceError(error);
+                return Err(VhostUserError::Device { device, source });
             }
         }
     }
     Ok(())
+}
+
+/// Whether the monitor went away, which is how serving ends.
+fn is_disconnection(error: &DaemonError) -> bool {
+    matches!(
+        error,
+        DaemonError::HandleRequest(
+            ProtocolError::Disconnected | ProtocolError::PartialMessage | ProtocolError::SocketBroken(_)
+        )
+    )
 }
 
 /// A vhost-user daemon for a backend, with its queue threads.
@@ -290,41 +284,33 @@ where
     })
 }
 
-/// Accepts one connection and serves it, on a thread of its own, which announces its end.
+/// Accepts one connection and serves it on a thread of its own, which reports its end.
 fn spawn<T>(
     device: &'static str,
     mut daemon: VhostUserDaemon<T>,
     listener: OwnedFd,
-    ended: &Arc<EventFd>,
-) -> Result<Device, VhostUserError>
+    report: Report,
+) -> Result<(), VhostUserError>
 where
     T: VhostUserBackend + Clone + 'static,
     T::Bitmap: BitmapReplace + NewBitmap + Clone + Send + Sync,
     T::Vring: Clone + Send + Sync,
     <T::Bitmap as BitmapReplace>::InnerBitmap: MemRegionBitmap,
 {
-    let announce = Announce(Arc::clone(ended));
-    let thread = thread::Builder::new()
-        .name(format!("{device} accept"))
+    thread::Builder::new()
+        .name(format!("{device} server"))
         .spawn(move || {
-            let _announce = announce;
             let mut listener = Listener::from(UnixListener::from(listener));
-            daemon.start(&mut listener)?;
+            let started = daemon.start(&mut listener);
             // One monitor, one connection: the next to come is refused rather than left waiting.
             drop(listener);
-            daemon.wait()
+            let result = started.and_then(|()| daemon.wait());
+            // The outcome goes first, so that whoever wakes finds it.
+            let _ = report.sender.send((device, result));
+            let _ = report.ended.write(1);
         })
-        .map_err(wait("start a device's thread"))?;
-    Ok((device, thread))
-}
-
-/// Announces the end of a thread.
-struct Announce(Arc<EventFd>);
-
-impl Drop for Announce {
-    fn drop(&mut self) {
-        let _ = self.0.write(1);
-    }
+        .map(drop)
+        .map_err(wait("start a device's thread"))
 }
 
 /// A panic on any thread ends the process, after the usual message.
@@ -337,11 +323,7 @@ fn abort_on_panic() {
 }
 
 /// All descriptors that the process was given.
-fn descriptors(
-    fs: Option<&FsDevice>,
-    vsock: Option<&VsockDevice>,
-    lifeline: &UnixStream,
-) -> Vec<RawFd> {
+fn descriptors(fs: Option<&FsDevice>, vsock: Option<&VsockDevice>, lifeline: &UnixStream) -> Vec<RawFd> {
     let fs = fs.map(|fs| fs.listener.as_raw_fd());
     let vsock = vsock.into_iter().flat_map(|vsock| {
         let directory = vsock.host_sockets.as_ref();
@@ -349,16 +331,10 @@ fn descriptors(
             .into_iter()
             .chain(directory.map(|sockets| sockets.directory.as_raw_fd()))
     });
-    std::iter::once(lifeline.as_raw_fd())
-        .chain(fs)
-        .chain(vsock)
-        .collect()
+    std::iter::once(lifeline.as_raw_fd()).chain(fs).chain(vsock).collect()
 }
 
 /// Names what could not be waited for.
 fn wait<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> VhostUserError {
-    move |source| VhostUserError::Wait {
-        what,
-        source: source.into(),
-    }
+    move |source| VhostUserError::Wait { what, source: source.into() }
 }

@@ -10,15 +10,11 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringMutex, VringState, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
-};
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::vsock::{EVENT_QUEUE, Muxer, RX_QUEUE, TX_QUEUE, process_rx, process_tx};
 
@@ -54,16 +50,9 @@ struct Device {
 impl VsockBackend {
     pub(super) fn new(muxer: Muxer) -> nix::Result<Self> {
         Ok(Self {
-            device: Mutex::new(Device {
-                muxer,
-                memory: None,
-                watched: false,
-            }),
+            device: Mutex::new(Device { muxer, memory: None, watched: false }),
             handler: OnceLock::new(),
-            retry: TimerFd::new(
-                ClockId::CLOCK_MONOTONIC,
-                TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
-            )?,
+            retry: TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?,
         })
     }
 
@@ -217,19 +206,10 @@ impl VhostUserBackend for VsockBackend {
     }
 
     /// Never fails: the library would end the thread and leave the device dead.
-    fn handle_event(
-        &self,
-        event: u16,
-        _events: EventSet,
-        vrings: &[Vring],
-        _thread: usize,
-    ) -> io::Result<()> {
+    fn handle_event(&self, event: u16, _events: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
         if event == RETRY_EVENT {
             // A read would wait, but an event is there; the timer is not armed again until the next suspension.
-            let _ = self.retry.set(
-                Expiration::OneShot(TimeSpec::from(Duration::ZERO)),
-                TimerSetTimeFlags::empty(),
-            );
+            let _ = self.retry.set(Expiration::OneShot(TimeSpec::from(Duration::ZERO)), TimerSetTimeFlags::empty());
         }
         let device = &mut *self.device();
         let (Some(rx), Some(tx)) = (vrings.get(RX_QUEUE), vrings.get(TX_QUEUE)) else {

@@ -81,12 +81,7 @@ impl Connection {
     }
 
     /// A connection that the guest asked for, whose REQUEST came with these credit numbers.
-    pub(super) fn from_guest(
-        key: ConnectionKey,
-        token: u64,
-        stream: UnixStream,
-        request: &Header,
-    ) -> Self {
+    pub(super) fn from_guest(key: ConnectionKey, token: u64, stream: UnixStream, request: &Header) -> Self {
         let mut connection = Self::new(key, token, stream, Phase::Responding);
         connection.learn_credit(request);
         connection
@@ -239,21 +234,14 @@ impl Connection {
             self.credit_request_due = false;
             return Some(self.header(op::CREDIT_REQUEST, 0, 0));
         }
-        self.credit_update_due
-            .then(|| self.header(op::CREDIT_UPDATE, 0, 0))
+        self.credit_update_due.then(|| self.header(op::CREDIT_UPDATE, 0, 0))
     }
 
     /// A header to the guest; each one tells it of the buffer's state, so no update is due after it.
     fn header(&mut self, op: u16, flags: u32, len: u32) -> Header {
         self.forwarded_told = self.forwarded;
         self.credit_update_due = false;
-        Header {
-            len,
-            flags,
-            buf_alloc: CONNECTION_BUFFER,
-            fwd_cnt: self.forwarded,
-            ..self.key.header(op)
-        }
+        Header { len, flags, buf_alloc: CONNECTION_BUFFER, fwd_cnt: self.forwarded, ..self.key.header(op) }
     }
 
     fn establish(&mut self) {
@@ -361,9 +349,7 @@ impl Connection {
 
     fn count_forwarded(&mut self, len: usize) {
         // Counted modulo 2^32, as the protocol does; a packet is far shorter.
-        self.forwarded = self
-            .forwarded
-            .wrapping_add(u32::try_from(len).unwrap_or(u32::MAX));
+        self.forwarded = self.forwarded.wrapping_add(u32::try_from(len).unwrap_or(u32::MAX));
         if self.forwarded.wrapping_sub(self.forwarded_told) >= CREDIT_UPDATE_AFTER {
             self.credit_update_due = true;
         }
@@ -377,8 +363,7 @@ impl Connection {
 
     /// Bytes that the guest has room for, by its own account.
     fn credit(&self) -> u32 {
-        self.guest_buf_alloc
-            .saturating_sub(self.sent.wrapping_sub(self.guest_fwd_cnt))
+        self.guest_buf_alloc.saturating_sub(self.sent.wrapping_sub(self.guest_fwd_cnt))
     }
 
     fn may_read(&self) -> bool {

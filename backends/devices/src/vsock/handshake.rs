@@ -30,10 +30,7 @@ pub(super) enum Progress {
 
 impl Handshake {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            line: Vec::with_capacity(MAX_LINE),
-        }
+        Self { stream, line: Vec::with_capacity(MAX_LINE) }
     }
 
     /// Reads as far as the end of the line and no further: what follows belongs to the stream.
@@ -79,9 +76,7 @@ fn parse(line: &[u8]) -> Option<u32> {
     let mut words = text.split_ascii_whitespace();
     let verb = words.next()?;
     let port = words.next()?;
-    (verb.eq_ignore_ascii_case("connect") && words.next().is_none())
-        .then(|| port.parse().ok())
-        .flatten()
+    (verb.eq_ignore_ascii_case("connect") && words.next().is_none()).then(|| port.parse().ok()).flatten()
 }
 
 #[cfg(test)]

@@ -34,9 +34,7 @@ mod tests;
 use std::num::NonZeroUsize;
 
 pub use muxer::{Counters, HostSockets, Muxer, MuxerConfig, MuxerError};
-pub use packet::{
-    HEADER_LEN, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op,
-};
+pub use packet::{HEADER_LEN, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 pub use queues::{Batch, MAX_BATCH, QueueError, process_rx, process_tx, write_transport_reset};
 
 /// Most streams and handshakes at once.

@@ -100,11 +100,8 @@ impl Muxer {
             return Err(MuxerError::GuestCid(config.guest_cid));
         }
         let listener = UnixListener::from(config.listener);
-        listener
-            .set_nonblocking(true)
-            .map_err(MuxerError::Listener)?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|errno| MuxerError::Epoll(errno.into()))?;
+        listener.set_nonblocking(true).map_err(MuxerError::Listener)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| MuxerError::Epoll(errno.into()))?;
         Ok(Self {
             guest_cid: config.guest_cid,
             listener,
@@ -206,14 +203,8 @@ impl Muxer {
             self.counters.malformed += 1;
             return;
         }
-        let key = ConnectionKey {
-            guest_cid: self.guest_cid,
-            host_port: header.dst_port,
-            guest_port: header.src_port,
-        };
-        if header.socket_type != TYPE_STREAM
-            || usize::try_from(header.len).ok() != Some(payload.len())
-        {
+        let key = ConnectionKey { guest_cid: self.guest_cid, host_port: header.dst_port, guest_port: header.src_port };
+        if header.socket_type != TYPE_STREAM || usize::try_from(header.len).ok() != Some(payload.len()) {
             self.counters.malformed += 1;
             self.end(key);
             if header.op != op::RST {
@@ -258,10 +249,7 @@ impl Muxer {
     /// Takes the events of host sockets; returns whether there were any. Never waits.
     pub fn poll(&mut self) -> bool {
         let mut events = [EpollEvent::empty(); EVENTS_PER_POLL.get()];
-        let count = self
-            .epoll
-            .wait(&mut events, EpollTimeout::ZERO)
-            .unwrap_or(0);
+        let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
         for event in &events[..count] {
             let token = event.data();
             if token == LISTENER {
@@ -304,11 +292,8 @@ impl Muxer {
         };
         if let Progress::Connect(guest_port) = progress {
             self.counters.connections += 1;
-            let key = ConnectionKey {
-                guest_cid: self.guest_cid,
-                host_port: self.free_host_port(guest_port),
-                guest_port,
-            };
+            let key =
+                ConnectionKey { guest_cid: self.guest_cid, host_port: self.free_host_port(guest_port), guest_port };
             let connection = Connection::to_guest(key, token, handshake.stream);
             self.insert(connection);
         } else {
@@ -357,10 +342,7 @@ impl Muxer {
     /// Adds a stream to the epoll set, edge-triggered; `None` when the kernel would not.
     fn watch(&mut self, stream: &UnixStream) -> Option<u64> {
         let token = self.next_token;
-        let flags = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         self.epoll.add(stream, EpollEvent::new(flags, token)).ok()?;
         self.next_token += 1;
         Some(token)
@@ -395,20 +377,14 @@ impl Muxer {
 
     fn push_reset(&mut self, key: ConnectionKey, socket_type: u16) {
         if self.resets.len() < MAX_PENDING_RESETS {
-            self.resets.push_back(Header {
-                socket_type,
-                ..key.header(op::RST)
-            });
+            self.resets.push_back(Header { socket_type, ..key.header(op::RST) });
         }
     }
 
     /// Makes room by forgetting a connection whose host side is gone and whose guest never confirmed.
     fn evict_abandoned(&mut self) -> bool {
-        let found = self
-            .connections
-            .values()
-            .find(|connection| connection.is_abandoned())
-            .map(|connection| connection.key);
+        let found =
+            self.connections.values().find(|connection| connection.is_abandoned()).map(|connection| connection.key);
         if let Some(key) = found {
             self.end(key);
             self.push_reset(key, TYPE_STREAM);
@@ -420,11 +396,7 @@ impl Muxer {
         loop {
             let host_port = self.next_host_port;
             self.next_host_port = host_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
-            let key = ConnectionKey {
-                guest_cid: self.guest_cid,
-                host_port,
-                guest_port,
-            };
+            let key = ConnectionKey { guest_cid: self.guest_cid, host_port, guest_port };
             if !self.connections.contains_key(&key) {
                 return host_port;
             }
@@ -453,12 +425,7 @@ impl HostSockets {
     /// Connects to the socket of `port` without waiting.
     fn connect(&self, port: u32) -> io::Result<UnixStream> {
         enter_directory(self.directory.as_fd())?;
-        let fd = socket(
-            AddressFamily::Unix,
-            SockType::Stream,
-            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)?;
         let address = UnixAddr::new(format!("{}_{port}", self.name).as_str())?;
         connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &address)?;
         Ok(UnixStream::from(fd))

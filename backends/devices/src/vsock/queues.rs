@@ -59,12 +59,7 @@ where
             None => muxer.count_malformed(),
         }
         muxer.return_scratch(scratch);
-        queue
-            .add_used(&*mem, head, 0)
-            .map_err(|source| QueueError {
-                queue: "transmit",
-                source,
-            })?;
+        queue.add_used(&*mem, head, 0).map_err(|source| QueueError { queue: "transmit", source })?;
         batch.used = true;
     }
     batch.more = true;
@@ -108,12 +103,7 @@ where
                 0
             }
         };
-        queue
-            .add_used(&*mem, head, len)
-            .map_err(|source| QueueError {
-                queue: "receive",
-                source,
-            })?;
+        queue.add_used(&*mem, head, len).map_err(|source| QueueError { queue: "receive", source })?;
         batch.used = true;
     }
     batch.more = true;
@@ -136,24 +126,14 @@ where
         return Ok(false);
     };
     let head = chain.head_index();
-    let written = Writer::new(&*mem, chain)
-        .is_ok_and(|mut writer| writer.write_all(&TRANSPORT_RESET).is_ok());
-    queue
-        .add_used(&*mem, head, if written { 4 } else { 0 })
-        .map_err(|source| QueueError {
-            queue: "event",
-            source,
-        })?;
+    let written = Writer::new(&*mem, chain).is_ok_and(|mut writer| writer.write_all(&TRANSPORT_RESET).is_ok());
+    queue.add_used(&*mem, head, if written { 4 } else { 0 }).map_err(|source| QueueError { queue: "event", source })?;
     Ok(written)
 }
 
 /// The header of a chain, and how much payload is in the front of `scratch`: all, or nothing when the chain does not
 /// hold what the header says. `None` when there is no header.
-fn read_packet<M, T>(
-    mem: &M,
-    chain: DescriptorChain<T>,
-    scratch: &mut [u8],
-) -> Option<(Header, usize)>
+fn read_packet<M, T>(mem: &M, chain: DescriptorChain<T>, scratch: &mut [u8]) -> Option<(Header, usize)>
 where
     M: Deref,
     M::Target: GuestMemory + Sized,
@@ -165,22 +145,14 @@ where
     reader.read_exact(&mut bytes).ok()?;
     let header = Header::decode(&bytes);
     let len = usize::try_from(header.len).unwrap_or(usize::MAX);
-    let whole = scratch
-        .get_mut(..len)
-        .is_some_and(|payload| reader.read_exact(payload).is_ok());
+    let whole = scratch.get_mut(..len).is_some_and(|payload| reader.read_exact(payload).is_ok());
     Some((header, if whole { len } else { 0 }))
 }
 
 /// Writes a packet and returns its length; the caller has seen that there is room.
-fn write_packet<B: vm_memory::bitmap::BitmapSlice>(
-    writer: &mut Writer<'_, B>,
-    header: &Header,
-    payload: &[u8],
-) -> u32 {
+fn write_packet<B: vm_memory::bitmap::BitmapSlice>(writer: &mut Writer<'_, B>, header: &Header, payload: &[u8]) -> u32 {
     let len = usize::try_from(header.len).map_or(0, |len| len.min(payload.len()));
-    let written = writer
-        .write_all(&header.encode())
-        .and_then(|()| writer.write_all(&payload[..len]));
+    let written = writer.write_all(&header.encode()).and_then(|()| writer.write_all(&payload[..len]));
     match written {
         Ok(()) => u32::try_from(HEADER_LEN + len).unwrap_or(u32::MAX),
         Err(_) => 0,

@@ -1,7 +1,7 @@
 //! The `stockade.v1` service: what the supervisor offers beside containerd's Task service.
 
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated code")]
-#[allow(rust_2018_idioms, unused, reason = "generated code")]
+#[allow(rust_2018_idioms, unused, nonstandard_style, reason = "generated code")]
 mod generated {
     pub mod stockade {
         include!(concat!(env!("OUT_DIR"), "/api/stockade.rs"));

@@ -17,9 +17,16 @@ mod process;
 mod records;
 pub mod recovery;
 mod store;
+mod time;
 
 pub use atomic::write_atomically;
+pub(crate) use journal::unmount;
 pub use journal::{Journal, JournalEntry, UndoRecord};
 pub use process::ProcessId;
 pub use records::{ContainerRecord, SandboxRecord};
 pub use store::{StateError, Store};
+
+/// Now, as records write it: RFC 3339, UTC, nanoseconds.
+pub fn now() -> String {
+    time::now_rfc3339()
+}

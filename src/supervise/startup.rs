@@ -22,8 +22,8 @@ pub struct Startup {
     pub root: PathBuf,
     /// The sandbox to serve.
     pub sandbox: SandboxId,
-    /// The effective configuration, before the sandbox's annotations.
-    pub config: stockade_config::Config,
+    /// The effective configuration with the origin of its values, before the sandbox's annotations.
+    pub config: stockade_config::Loaded,
     /// Where log lines go; `None`: `supervisor.log` in the sandbox's directory.
     pub log: Option<PathBuf>,
     /// How they are written.

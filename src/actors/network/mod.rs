@@ -1,0 +1,13 @@
+//! The Network actor owns the sandbox's network namespace.
+//!
+//! ```text
+//!   None ──Prepare──▶ Held (joined, or created and ours) ──Release──▶ None
+//! ```
+//! A namespace that we created has no name on the host: the actor's descriptor, the machine and the stand-in are all
+//! that hold it, so releasing it is closing the descriptor, and a killed supervisor leaves none behind.
+
+mod actor;
+mod messages;
+
+pub use actor::NetworkActor;
+pub use messages::{PrepareNetns, ReleaseNetns, SandboxNetns};

@@ -1,0 +1,116 @@
+//! Reaching the agent through the machine's hybrid vsock socket.
+
+use crate::error::{ErrorKind, OpError};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+use stockade_hypervisor::AgentChannel;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+/// The vsock port that the agent serves ttrpc on (Kata's contract).
+pub const AGENT_PORT: u32 = 1024;
+/// The vsock port of the agent's log (Kata's contract).
+pub const LOG_PORT: u32 = 1025;
+
+/// The longest answer to CONNECT: "OK 4294967295\n".
+const LONGEST_ANSWER: usize = 32;
+
+/// Connects to `port` in the guest; tries again every `step` until `limit` has passed, for a guest that boots refuses.
+///
+/// # Errors
+/// [`ErrorKind::DeadlineExceeded`] with the last refusal.
+pub async fn dial(channel: &AgentChannel, port: u32, step: Duration, limit: Duration) -> Result<UnixStream, OpError> {
+    let AgentChannel::HybridVsock(socket) = channel;
+    let deadline = Instant::now() + limit;
+    loop {
+        let attempt = tokio::time::timeout_at(deadline, connect_once(socket, port)).await;
+        let refusal = match attempt {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        if Instant::now() + step >= deadline {
+            let what = format!("the guest's agent did not answer within {limit:?} (port {port}; last try: {refusal})");
+            return Err(OpError::new(ErrorKind::DeadlineExceeded, what));
+        }
+        tokio::time::sleep(step).await;
+    }
+}
+
+async fn connect_once(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = connect_unix(socket).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let mut answer = Vec::with_capacity(LONGEST_ANSWER);
+    loop {
+        // Byte by byte: what follows the line belongs to the agent's protocol.
+        let byte = match stream.read_u8().await {
+            Ok(byte) => byte,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "connection refused by the guest"));
+            }
+            Err(error) => return Err(error),
+        };
+        if byte == b'\n' {
+            break;
+        }
+        answer.push(byte);
+        if answer.len() > LONGEST_ANSWER {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer to CONNECT is too long"));
+        }
+    }
+    if answer.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "the answer to CONNECT is not OK"))
+    }
+}
+
+/// Connects to a Unix socket whose path may be longer than `sun_path`'s 108 bytes.
+pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    use std::os::fd::AsRawFd;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixStream::connect(path).await;
+    };
+    let directory = std::fs::File::open(directory)?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    UnixStream::connect(short).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn a_guest_that_refuses_at_first_is_dialled_again_and_later_bytes_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let guest = tokio::spawn(async move {
+            drop(listener.accept().await.unwrap());
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut line = [0; 13];
+            stream.read_exact(&mut line).await.unwrap();
+            stream.write_all(b"OK 7\nhello").await.unwrap();
+            line
+        });
+        let channel = AgentChannel::HybridVsock(path);
+        let mut stream = dial(&channel, 1024, Duration::from_millis(1), Duration::from_secs(5)).await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "hello");
+        assert_eq!(&guest.await.unwrap(), b"CONNECT 1024\n");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_never_answers_is_given_up_at_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let channel = AgentChannel::HybridVsock(path);
+        let error = dial(&channel, 1024, Duration::from_millis(1), Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    }
+}

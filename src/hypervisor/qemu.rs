@@ -1,0 +1,31 @@
+//! From the configuration to the QEMU backend.
+
+use std::path::Path;
+use std::sync::Arc;
+use stockade_config::{Accelerator, Config, MachineType};
+use stockade_hypervisor::Hypervisor;
+use stockade_qemu as qemu;
+
+/// A machine that runs in a QEMU process.
+pub(super) fn make(config: &Config, executable: &Path) -> Arc<dyn Hypervisor> {
+    let options = &config.hypervisor.qemu;
+    Arc::new(qemu::Qemu::new(qemu::QemuOptions {
+        binary: options.path.clone(),
+        machine_type: match options.machine_type {
+            MachineType::Q35 => qemu::MachineType::Q35,
+            MachineType::Pc => qemu::MachineType::Pc,
+            MachineType::Microvm => qemu::MachineType::Microvm,
+        },
+        machine_options: options.machine_accelerators.clone(),
+        accelerator: match options.accelerator {
+            Accelerator::Auto => qemu::Accelerator::Auto,
+            Accelerator::Kvm => qemu::Accelerator::Kvm,
+            Accelerator::Tcg => qemu::Accelerator::Tcg,
+        },
+        cpu_features: options.cpu_features.clone(),
+        stockade_exe: executable.to_owned(),
+        seccomp_sandbox: !options.seccomp_sandbox.is_empty(),
+        debug: options.machine.enable_debug,
+        ..qemu::QemuOptions::default()
+    }))
+}

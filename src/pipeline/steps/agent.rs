@@ -1,0 +1,94 @@
+//! Step 8: the agent answers, and the guest has what the sandbox's containers share.
+
+use crate::agent::{AGENT_PORT, AgentClient, GuestSandbox, dial};
+use crate::error::{ErrorKind, OpError};
+use crate::pipeline::{LiveUndo, Step, UndoStack};
+use crate::state::UndoRecord;
+use std::sync::Arc;
+use std::time::Duration;
+use stockade_config::{AgentOptions, MachineOptions};
+use stockade_hypervisor::{Hypervisor, VmExit};
+
+/// Connects, and sets the sandbox up.
+#[derive(Debug)]
+pub struct ConnectAgent {
+    /// The machine.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// `[agent.kata]`
+    pub agent: AgentOptions,
+    /// The machine's options.
+    pub machine: MachineOptions,
+    /// What the guest is told.
+    pub sandbox: GuestSandbox,
+}
+
+/// An agent that answers.
+#[derive(Debug, Clone)]
+pub struct GuestReady {
+    /// The connection.
+    pub agent: AgentClient,
+    /// The agent's version, as it says.
+    pub version: String,
+}
+
+impl Step for ConnectAgent {
+    type Output = GuestReady;
+    const NAME: &'static str = "agent";
+
+    async fn run(self, undo: &mut UndoStack) -> Result<GuestReady, OpError> {
+        let channel = self.hypervisor.agent_channel()?;
+        let limit = self.machine.boot_timeout.max(self.agent.reconnect_timeout);
+        let mut exit = self.hypervisor.exit();
+        let dialled = tokio::select! {
+            biased;
+            ended = exit.wait_for(Option::is_some) => Err(match ended {
+                Ok(ended) => died(ended.as_ref()),
+                Err(_) => died(None),
+            }),
+            dialled = dial(&channel, AGENT_PORT, self.agent.dial_timeout, limit) => dialled,
+        };
+        let agent = AgentClient::new(dialled?, self.agent.request_timeout, self.agent.create_container_timeout);
+        let version = agent.version().await?;
+        let record = UndoRecord::Live { what: "ask the guest to power off".into() };
+        let limit = self.machine.stop_timeout;
+        undo.push_live(record, PowerOff { agent: agent.clone(), hypervisor: self.hypervisor.clone(), limit })?;
+        if let Err(error) = agent.set_clock().await {
+            tracing::warn!(error = error.one_line(), "the guest's clock is not set");
+        }
+        agent.create_sandbox(self.sandbox).await?;
+        Ok(GuestReady { agent, version: version.agent_version })
+    }
+}
+
+fn died(exit: Option<&VmExit>) -> OpError {
+    let cause = exit.map_or_else(|| "for an unknown reason".to_owned(), |exit| exit.cause.to_string());
+    OpError::new(ErrorKind::Internal, format!("the virtual machine ended before its agent answered: {cause}"))
+}
+
+struct PowerOff {
+    agent: AgentClient,
+    hypervisor: Arc<dyn Hypervisor>,
+    limit: Duration,
+}
+
+#[async_trait::async_trait]
+impl LiveUndo for PowerOff {
+    /// The first rung of the ladder. A guest that does not answer is ended by the next undo, so that is no failure.
+    async fn undo(self: Box<Self>) -> Result<(), OpError> {
+        let mut exit = self.hypervisor.exit();
+        if exit.borrow().is_some() {
+            return Ok(());
+        }
+        let asked = async {
+            self.agent.destroy_sandbox(self.limit).await?;
+            let _ = exit.wait_for(Option::is_some).await;
+            Ok::<_, OpError>(())
+        };
+        match tokio::time::timeout(self.limit, asked).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = error.one_line(), "the guest did not take the request"),
+            Err(_) => tracing::debug!("the guest did not power off in time"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! Step 9, the guest's part: the container exists, its process waits.
+
+use crate::agent::AgentClient;
+use crate::error::OpError;
+use crate::oci::GuestSpec;
+use crate::pipeline::{LiveUndo, Step, UndoStack};
+use crate::state::UndoRecord;
+use std::time::Duration;
+use stockade_agent_protocol::agent::Storage;
+use stockade_hypervisor::VmExit;
+use tokio::sync::watch;
+
+/// How long the guest may take to remove a container; its processes get SIGKILL at once.
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Makes it.
+#[derive(Debug)]
+pub struct CreateInGuest {
+    /// The agent.
+    pub agent: AgentClient,
+    /// The machine's end, after which there is nothing to remove.
+    pub exit: watch::Receiver<Option<VmExit>>,
+    /// The container's id.
+    pub id: String,
+    /// Its specification.
+    pub guest: GuestSpec,
+    /// What the agent mounts for it.
+    pub storages: Vec<Storage>,
+}
+
+impl Step for CreateInGuest {
+    type Output = ();
+    const NAME: &'static str = "container";
+
+    async fn run(self, undo: &mut UndoStack) -> Result<(), OpError> {
+        let record = UndoRecord::Live { what: format!("remove the container {} in the guest", self.id) };
+        let remove = Remove { agent: self.agent.clone(), exit: self.exit, id: self.id.clone() };
+        undo.push_live(record, remove)?;
+        let shared = self.guest.shared_pid_namespace;
+        self.agent.create_container(&self.id, &self.guest.spec, self.storages, shared).await
+    }
+}
+
+struct Remove {
+    agent: AgentClient,
+    exit: watch::Receiver<Option<VmExit>>,
+    id: String,
+}
+
+#[async_trait::async_trait]
+impl LiveUndo for Remove {
+    async fn undo(mut self: Box<Self>) -> Result<(), OpError> {
+        let removed = tokio::select! {
+            biased;
+            _ = self.exit.wait_for(Option::is_some) => return Ok(()),
+            removed = self.agent.remove_container(&self.id, REMOVE_LIMIT) => removed,
+        };
+        match removed {
+            Err(error) if error.kind() == crate::error::ErrorKind::NotFound => Ok(()),
+            // A machine that just ended took the connection, and the container, with it.
+            Err(_) if self.exit.borrow().is_some() => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Step 7: the virtual machine.
+
+use crate::cgroup::SandboxCgroup;
+use crate::error::OpError;
+use crate::hypervisor::{Backends, ChosenBackend, machine_config};
+use crate::ids::SandboxId;
+use crate::pipeline::{LiveUndo, Step, UndoStack};
+use crate::state::{ProcessId, UndoRecord};
+use crate::storage::SHARE_TAG;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use stockade_config::Config;
+use stockade_hypervisor::{DeviceConfig, Hypervisor, StopDeadlines};
+
+/// Prepares and starts it.
+#[derive(Debug)]
+pub struct StartMachine {
+    /// Makes machines.
+    pub backends: Arc<dyn Backends>,
+    /// The sandbox's configuration, annotations included.
+    pub config: Config,
+    /// Which backend runs it.
+    pub backend: ChosenBackend,
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The directory that the guest sees.
+    pub share: PathBuf,
+    /// The namespace of its processes.
+    pub netns: Option<Arc<OwnedFd>>,
+    /// The control group of its processes.
+    pub cgroup: Option<SandboxCgroup>,
+}
+
+/// A machine that runs.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// The machine.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Which backend runs it.
+    pub backend: ChosenBackend,
+}
+
+impl Step for StartMachine {
+    type Output = Machine;
+    const NAME: &'static str = "machine";
+
+    async fn run(self, undo: &mut UndoStack) -> Result<Machine, OpError> {
+        let options = self.config.machine(self.backend.backend);
+        let mut config = machine_config(&self.config, &self.backend, &self.sandbox, &self.directory)?;
+        config.netns = self.netns;
+        config.devices.push(DeviceConfig::Share {
+            tag: SHARE_TAG.into(),
+            source: self.share,
+            cache: options.virtio_fs_cache,
+        });
+        let hypervisor = self.backends.make(&self.config, &self.backend)?;
+        hypervisor.prepare(config).await?;
+        // Until their numbers are known, the processes die with their parent by PR_SET_PDEATHSIG.
+        let record = UndoRecord::Live { what: "end the virtual machine".into() };
+        let ladder = options.stop_deadlines();
+        undo.push_live(record, Stop { hypervisor: hypervisor.clone(), ladder })?;
+        hypervisor.start().await?;
+        for process in hypervisor.processes() {
+            if let Some(cgroup) = &self.cgroup
+                && let Err(error) = cgroup.add_process(process.pid)
+            {
+                tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
+            }
+            let record = UndoRecord::KillProcess {
+                process: ProcessId { pid: process.pid, start_time: process.start_time },
+                role: process.role.to_string(),
+            };
+            // Live, stopping the machine ends it; the record is for whoever cleans up after us.
+            undo.push_live(record, AlreadyStopped)?;
+        }
+        Ok(Machine { hypervisor, backend: self.backend })
+    }
+}
+
+struct Stop {
+    hypervisor: Arc<dyn Hypervisor>,
+    ladder: StopDeadlines,
+}
+
+#[async_trait::async_trait]
+impl LiveUndo for Stop {
+    async fn undo(self: Box<Self>) -> Result<(), OpError> {
+        // The guest was asked already where there was an agent to ask, so the ladder begins at its next rung.
+        let ladder = StopDeadlines { guest: std::time::Duration::ZERO, ..self.ladder };
+        let exit = self.hypervisor.stop(ladder).await?;
+        tracing::debug!(cause = %exit.cause, "the virtual machine has ended");
+        Ok(())
+    }
+}
+
+struct AlreadyStopped;
+
+#[async_trait::async_trait]
+impl LiveUndo for AlreadyStopped {
+    async fn undo(self: Box<Self>) -> Result<(), OpError> {
+        Ok(())
+    }
+}

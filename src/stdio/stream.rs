@@ -1,0 +1,283 @@
+//! Host streams that never block a thread, and never change the flags of a description that others share.
+
+use crate::api::parse_descriptor_of_process;
+use crate::error::{ErrorKind, OpError};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The names of a process's streams as a front door gives them: `pidfd://PID/FD`, a path, or empty for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StdioNames {
+    /// The process has a terminal: `stdin` and `stdout` are its two directions, `stderr` is unused.
+    pub terminal: bool,
+    /// Where its input comes from.
+    pub stdin: String,
+    /// Where its output goes.
+    pub stdout: String,
+    /// Where its error output goes.
+    pub stderr: String,
+}
+
+/// The opened streams of one process.
+#[derive(Debug, Default)]
+pub struct HostStdio {
+    pub(super) stdin: Option<Stream>,
+    pub(super) stdout: Option<Stream>,
+    pub(super) stderr: Option<Stream>,
+}
+
+impl HostStdio {
+    /// Opens the streams that have names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] naming the stream that cannot be opened.
+    pub fn open(names: &StdioNames) -> Result<Self, OpError> {
+        let open = |stream: &str, name: &str, direction| {
+            if name.is_empty() {
+                return Ok(None);
+            }
+            Stream::open(name, direction).map(Some).map_err(|error| {
+                OpError::because(ErrorKind::InvalidArgument, format!("cannot open {stream} ({name})"), error)
+            })
+        };
+        Ok(Self {
+            stdin: open("stdin", &names.stdin, Direction::Read)?,
+            stdout: open("stdout", &names.stdout, Direction::Write)?,
+            stderr: if names.terminal { None } else { open("stderr", &names.stderr, Direction::Write)? },
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Read,
+    Write,
+}
+
+impl Direction {
+    fn interest(self) -> Interest {
+        match self {
+            Self::Read => Interest::READABLE,
+            Self::Write => Interest::WRITABLE,
+        }
+    }
+}
+
+/// One stream.
+#[derive(Debug)]
+pub(super) enum Stream {
+    /// A pipe, FIFO or terminal, through a description of our own that does not block.
+    Ready(AsyncFd<OwnedFd>),
+    /// A socket: each call says that it must not block.
+    Socket(AsyncFd<OwnedFd>),
+    /// A file or another thing that is always ready.
+    Plain(tokio::fs::File),
+    /// Nobody is at the other end: output vanishes, as it would for a process that ignores SIGPIPE.
+    Nobody,
+}
+
+impl Stream {
+    fn open(name: &str, direction: Direction) -> io::Result<Self> {
+        if let Some((pid, descriptor)) = parse_descriptor_of_process(name) {
+            return Self::from_descriptor(descriptor_of(pid, descriptor)?, direction);
+        }
+        // Read and write, so that opening a FIFO waits for nobody (Linux allows it).
+        let flags = OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let access = match direction {
+            Direction::Read => OFlag::O_RDONLY | OFlag::O_NONBLOCK,
+            Direction::Write => OFlag::O_RDWR,
+        };
+        Self::from_descriptor(owned(open(name, flags | access, Mode::empty())?), direction)
+    }
+
+    fn from_descriptor(descriptor: OwnedFd, direction: Direction) -> io::Result<Self> {
+        let mode = fstat(descriptor.as_raw_fd())?.st_mode;
+        let kind = SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits());
+        if kind == SFlag::S_IFSOCK {
+            return Ok(Self::Socket(register(descriptor, direction.interest())?));
+        }
+        let waits = kind == SFlag::S_IFIFO
+            || (kind == SFlag::S_IFCHR && nix::unistd::isatty(descriptor.as_raw_fd()).unwrap_or(false));
+        if !waits {
+            return Ok(Self::Plain(tokio::fs::File::from_std(descriptor.into())));
+        }
+        // O_NONBLOCK is a flag of the description, which the caller's other processes share: open one of our own.
+        let access = match direction {
+            Direction::Read => OFlag::O_RDONLY,
+            Direction::Write => OFlag::O_WRONLY,
+        };
+        let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        let flags = access | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        match open(path.as_str(), flags, Mode::empty()) {
+            Ok(own) => Ok(Self::Ready(register(owned(own), direction.interest())?)),
+            Err(Errno::ENXIO) if direction == Direction::Write => Ok(Self::Nobody),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads once; 0 is the end. A terminal that hung up has ended.
+    pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let result = match self {
+            Self::Plain(file) => return file.read(buffer).await,
+            Self::Nobody => return Ok(0),
+            Self::Ready(stream) => {
+                ready_io(stream, Direction::Read, |fd| Ok(nix::unistd::read(fd.as_raw_fd(), buffer)?)).await
+            }
+            Self::Socket(stream) => {
+                ready_io(stream, Direction::Read, |fd| Ok(recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)).await
+            }
+        };
+        match result {
+            Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => Ok(0),
+            other => other,
+        }
+    }
+
+    /// Writes all of it, as fast as the reader takes it.
+    pub(super) async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = match self {
+                Self::Nobody => return Ok(()),
+                Self::Plain(file) => {
+                    file.write_all(bytes).await?;
+                    return file.flush().await;
+                }
+                Self::Ready(stream) => {
+                    ready_io(stream, Direction::Write, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?
+                }
+                Self::Socket(stream) => {
+                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                    ready_io(stream, Direction::Write, |fd| Ok(send(fd.as_raw_fd(), bytes, flags)?)).await?
+                }
+            };
+            bytes = bytes.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// tokio deprecates its safe constructor because of types that lie about their descriptor; an [`OwnedFd`] does not.
+#[expect(deprecated, reason = "the other constructor is unsafe, and an OwnedFd upholds what it asks")]
+pub(super) fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, interest)
+}
+
+async fn ready_io(
+    stream: &AsyncFd<OwnedFd>,
+    direction: Direction,
+    mut action: impl FnMut(&OwnedFd) -> io::Result<usize>,
+) -> io::Result<usize> {
+    loop {
+        let mut guard = match direction {
+            Direction::Read => stream.readable().await?,
+            Direction::Write => stream.writable().await?,
+        };
+        match guard.try_io(|fd| action(fd.get_ref())) {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(result) => return result,
+            Err(_would_block) => {}
+        }
+    }
+}
+
+/// A duplicate of a descriptor of another process (pidfd_getfd(2), Linux 5.6; needs the right to trace it).
+fn descriptor_of(pid: i32, descriptor: i32) -> io::Result<OwnedFd> {
+    sys::pidfd_getfd(&sys::pidfd_open(pid)?, descriptor)
+}
+
+fn owned(raw: i32) -> OwnedFd {
+    sys::own(raw)
+}
+
+#[expect(unsafe_code, reason = "system calls that nix has no wrapper for, and owning what open returned")]
+pub(super) mod sys {
+    use super::{FromRawFd, OwnedFd, io};
+    use std::os::fd::AsRawFd;
+
+    pub(in crate::stdio) fn own(raw: i32) -> OwnedFd {
+        // SAFETY: callers pass what open(2) has just returned; nobody else has that number.
+        unsafe { OwnedFd::from_raw_fd(raw) }
+    }
+
+    /// A descriptor that stands for a process (pidfd_open(2)).
+    pub(in crate::stdio) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+        // SAFETY: the call takes two integers and returns a new descriptor or -1.
+        let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        own_result(raw)
+    }
+
+    pub(super) fn pidfd_getfd(process: &OwnedFd, descriptor: i32) -> io::Result<OwnedFd> {
+        // SAFETY: the call takes three integers and returns a new descriptor (close-on-exec) or -1.
+        let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), descriptor, 0) };
+        own_result(raw)
+    }
+
+    fn own_result(raw: i64) -> io::Result<OwnedFd> {
+        match i32::try_from(raw) {
+            Ok(raw) if raw >= 0 => Ok(own(raw)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::descriptor_of_process;
+    use std::io::{Read, Write};
+
+    fn own(descriptor: &impl AsRawFd) -> String {
+        descriptor_of_process(std::process::id().cast_signed(), descriptor.as_raw_fd())
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_read_without_making_the_callers_end_non_blocking() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut stream = Stream::open(&own(&reader), Direction::Read).unwrap();
+        writer.write_all(b"hello").unwrap();
+        drop(writer);
+        let mut buffer = [0; 16];
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), 5);
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), 0);
+        let flags = nix::fcntl::fcntl(reader.as_raw_fd(), nix::fcntl::FcntlArg::F_GETFL).unwrap();
+        assert_eq!(flags & OFlag::O_NONBLOCK.bits(), 0);
+    }
+
+    #[tokio::test]
+    async fn more_than_a_pipe_holds_arrives_whole() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut stream = Stream::open(&own(&writer), Direction::Write).unwrap();
+        drop(writer);
+        let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let expected = bytes.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).map(|_| all)
+        });
+        stream.write_all(&bytes).await.unwrap();
+        drop(stream);
+        assert_eq!(reading.await.unwrap().unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_without_a_reader_swallows_output() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut stream = Stream::open(&own(&writer), Direction::Write).unwrap();
+        stream.write_all(b"lost").await.unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_is_not_there_is_named() {
+        let names = StdioNames { stdout: "/no/such/fifo".into(), ..StdioNames::default() };
+        let error = HostStdio::open(&names).unwrap_err();
+        assert!(error.one_line().contains("stdout (/no/such/fifo)"), "{}", error.one_line());
+    }
+}

@@ -1,0 +1,211 @@
+//! The life of a supervisor.
+
+use super::service::TaskService;
+use super::startup::{Startup, StartupAnswer};
+use super::v1::V1Service;
+use super::log;
+use crate::actors::factory::FactoryActor;
+use crate::actors::hook::HookActor;
+use crate::actors::network::NetworkActor;
+use crate::actors::runtime::Ask;
+use crate::actors::sandbox::{SandboxActor, SandboxSetup, SandboxState};
+use crate::error::{ErrorKind, OpError};
+use crate::hypervisor::{Backends, BuiltIn};
+use crate::pipeline::SharedJournal;
+use crate::pipeline::create::Facilities;
+use crate::state::{ProcessId, SandboxRecord, Store, UndoRecord};
+use crate::storage::private_mount_namespace;
+use actix::Actor;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tracing::Level;
+
+/// A supervisor that nobody asks to create anything ends after this time.
+const UNUSED: Duration = Duration::from_secs(30);
+/// What the last answers get to leave the socket.
+const FLUSH: Duration = Duration::from_millis(20);
+
+/// Serves one sandbox until nothing is left of it. The answer goes to `answer` once the socket listens, or it failed.
+pub fn run(startup: Startup, answer: OwnedFd) -> ExitCode {
+    let mut answer = File::from(answer);
+    let mut tell = |message: &StartupAnswer| {
+        let bytes = serde_json::to_vec(message).unwrap_or_default();
+        answer.write_all(&bytes).is_ok()
+    };
+    let store = Store::new(&startup.root);
+    let (directory, listener) = match prepare(&startup, &store) {
+        Ok(ready) => ready,
+        Err(error) => {
+            tell(&StartupAnswer::Failed { message: error.one_line() });
+            return ExitCode::FAILURE;
+        }
+    };
+    if tell(&StartupAnswer::Ready) {
+        drop(answer);
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "the supervisor is ready");
+        let built_in = BuiltIn { executable: PathBuf::from("/proc/self/exe") };
+        serve(startup, &store, listener, Arc::new(built_in));
+    }
+    finish(&directory);
+    ExitCode::SUCCESS
+}
+
+/// Everything before the actors: after an error nothing is left.
+fn prepare(startup: &Startup, store: &Store) -> Result<(PathBuf, UnixListener), OpError> {
+    private_mount_namespace()
+        .map_err(|error| OpError::internal("cannot make a mount namespace (is this root?)", error))?;
+    let directory = store.make_sandbox_dir(&startup.sandbox)?;
+    let prepared = (|| {
+        let record = SandboxRecord {
+            id: startup.sandbox.clone(),
+            supervisor: ProcessId::current(),
+            backend: None,
+            created: crate::state::now(),
+        };
+        store.write_sandbox(&record)?;
+        let log_path = startup.log.clone().unwrap_or_else(|| directory.join("supervisor.log"));
+        let level = level(startup);
+        log::start(&log_path, startup.log_format, level, &startup.sandbox)
+            .map_err(|error| OpError::internal(format!("cannot log to {}", log_path.display()), error))?;
+        let socket = store.api_socket(&startup.sandbox);
+        bind(&socket).map_err(|error| OpError::internal(format!("cannot listen on {}", socket.display()), error))
+    })();
+    match prepared {
+        Ok(listener) => Ok((directory, listener)),
+        Err(error) => {
+            // Ours, and nothing in it but what was just written.
+            let _ = UndoRecord::RemoveTree { path: directory }.perform();
+            Err(error)
+        }
+    }
+}
+
+fn level(startup: &Startup) -> Level {
+    use stockade_config::LogLevel;
+    if startup.debug {
+        return Level::DEBUG;
+    }
+    match startup.config.config.runtime.effective_log_level() {
+        LogLevel::Trace => Level::TRACE,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Error => Level::ERROR,
+    }
+}
+
+/// Listens on a path that may be longer than `sun_path`'s 108 bytes. The directory is 0700, so root alone gets in.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixListener::bind(path);
+    };
+    let directory = File::open(directory)?;
+    UnixListener::bind(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
+}
+
+fn serve(startup: Startup, store: &Store, listener: UnixListener, backends: Arc<dyn Backends>) {
+    let system = actix::System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(16)
+            .enable_all()
+            .build()
+            .expect("a runtime can be made in a process that has just started")
+    });
+    system.block_on(async {
+        let (sandbox, state) = start_actors(&startup, store, backends);
+        let calls = watch::Sender::new(0);
+        let busy = calls.subscribe();
+        let task = TaskService {
+            sandbox_id: startup.sandbox.clone(),
+            sandbox: sandbox.clone(),
+            create_limit: startup.config.config.runtime.create_timeout,
+            calls,
+        };
+        let served = serve_until_gone(listener, task, V1Service { sandbox }, state, busy).await;
+        if let Err(error) = served {
+            tracing::error!(error = error.one_line(), "cannot serve");
+        }
+    });
+}
+
+fn start_actors(
+    startup: &Startup,
+    store: &Store,
+    backends: Arc<dyn Backends>,
+) -> (crate::actors::sandbox::SandboxHandle, watch::Receiver<SandboxState>) {
+    let network = NetworkActor::new(startup.config.config.runtime.disable_new_netns).start();
+    let hooks = HookActor.start();
+    let factory = FactoryActor::default().start();
+    let facilities = Facilities {
+        store: store.clone(),
+        config: startup.config.clone(),
+        backends,
+        prepare_netns: Ask::actor(network.clone()),
+        release_netns: Ask::actor(network),
+        hooks: Ask::actor(hooks),
+        factory: Ask::actor(factory.clone()),
+    };
+    let journal = crate::state::Journal::new(store.journal_file(&startup.sandbox));
+    SandboxActor::launch(SandboxSetup {
+        id: startup.sandbox.clone(),
+        facilities: Arc::new(facilities),
+        journal: SharedJournal::new(journal),
+        factory: Ask::actor(factory),
+        inject_failure: startup.inject_failure.clone(),
+    })
+}
+
+async fn serve_until_gone(
+    listener: UnixListener,
+    task: TaskService,
+    v1: V1Service,
+    mut state: watch::Receiver<SandboxState>,
+    mut busy: watch::Receiver<usize>,
+) -> Result<(), OpError> {
+    let failed = |error: std::io::Error| OpError::internal("cannot use the listening socket", error);
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = ttrpc::asynchronous::transport::Listener::try_from(listener).map_err(failed)?;
+    let mut server = ttrpc::asynchronous::Server::new()
+        .add_listener(listener)
+        .register_service(containerd_shim_protos::shim_async::create_task(Arc::new(task)))
+        .register_service(crate::api::create_supervisor(Arc::new(v1)));
+    let serving = |error: ttrpc::Error| OpError::new(ErrorKind::Internal, format!("cannot serve: {error}"));
+    server.start().await.map_err(serving)?;
+    let used = state.wait_for(|state| *state != SandboxState::Empty);
+    if tokio::time::timeout(UNUSED, used).await.is_err() {
+        tracing::warn!("nobody asked for a container within {UNUSED:?}; ending");
+    } else {
+        // An error means that the actor is gone, and then there is nothing to serve either.
+        let _ = state.wait_for(|state| *state == SandboxState::Gone).await;
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(5), busy.wait_for(|calls| *calls == 0)).await;
+    tokio::time::sleep(FLUSH).await;
+    Ok(())
+}
+
+/// Removes the directory, unless its journal still holds what could not be undone.
+fn finish(directory: &Path) {
+    let journal = crate::state::Journal::load(directory.join("journal.json"));
+    match journal {
+        Ok(journal) if journal.entries().is_empty() => {
+            let record = UndoRecord::RemoveTree { path: directory.to_owned() };
+            if let Err(error) = record.perform() {
+                tracing::error!(%error, "cannot remove the sandbox's directory");
+            }
+        }
+        Ok(journal) => {
+            for entry in journal.entries() {
+                tracing::error!(what = entry.record.describe(), "left behind; `stockade gc` tries again");
+            }
+        }
+        Err(error) => tracing::error!(%error, "cannot read the journal; the sandbox's directory stays"),
+    }
+}

@@ -1,0 +1,144 @@
+//! The host process that stands in for a container, or for a detached `exec`.
+//!
+//! Callers such as conmon wait for the pid in --pid-file, signal it, and read its exit status. A container in a virtual
+//! machine has no process here, so it gets this one: it holds the descriptors 0, 1 and 2 of `create`, passes signals on,
+//! and ends with the container's status, or with 137 when the supervisor is gone.
+//!
+//! ```text
+//!            spawn             'a'                        'c'
+//! create ──────────> ready ──────────> attached ──────────────────> alone (create has ended)
+//!                │ 'r' to create   │ Wait is under way,  │
+//!                │                 │ 'a' to create       │
+//!                └─────────────────┴─────────────────────┴──> exit, when create ends before 'c'
+//! ```
+//! The letters travel over a socket pair that `create` made ([`StandIn`] is its end of it).
+
+mod attend;
+mod handle;
+mod signals;
+pub(crate) mod sys;
+
+pub(crate) use attend::{Outcome, Subject, attend, resize};
+pub(crate) use handle::{StandIn, StandInOptions};
+pub(crate) use signals::Signals;
+
+use crate::cli::client;
+use crate::ids::{ContainerId, ExecId, SandboxId};
+use crate::state::Store;
+use clap::Parser;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What each side says on the channel.
+const READY: u8 = b'r';
+const ATTACH: u8 = b'a';
+const ATTACHED: u8 = b'a';
+const COMMIT: u8 = b'c';
+
+/// 128 + SIGKILL: what a process reports whose machine was taken away.
+const LOST: u8 = 137;
+
+/// The command line of `stockade stand-in`, which [`StandIn::spawn`] writes.
+#[derive(Debug, Parser)]
+#[command(name = "stockade stand-in")]
+struct Arguments {
+    /// The descriptor of the channel.
+    #[arg(long)]
+    channel: RawFd,
+    /// The state root.
+    #[arg(long)]
+    root: PathBuf,
+    /// The sandbox that the container is in.
+    #[arg(long)]
+    sandbox: SandboxId,
+    /// The container.
+    #[arg(long)]
+    container: ContainerId,
+    /// The process of the container; without it, its first one.
+    #[arg(long)]
+    exec: Option<ExecId>,
+    /// Standard input is a terminal of its own.
+    #[arg(long)]
+    terminal: bool,
+}
+
+/// Closes what the caller inherited from its parent, from descriptor `first` on. To be called first in a program.
+///
+/// # Errors
+/// The kernel has no close_range(2).
+pub(crate) fn close_inherited(first: u32) -> io::Result<()> {
+    sys::close_range(first, u32::MAX)
+}
+
+/// The program `stockade stand-in`, from its arguments after the verb. To be called first in a program.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let parsed = Arguments::try_parse_from(std::iter::once(OsString::from("stand-in")).chain(arguments));
+    let arguments = match parsed {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+    };
+    // Standard error is the container's: nothing but its output may go there. Its end tells `create` enough.
+    stand(&arguments).map_or(ExitCode::from(LOST), ExitCode::from)
+}
+
+fn stand(arguments: &Arguments) -> io::Result<u8> {
+    // First of all, so that no signal is lost or ends this process before the container has it.
+    let signals = Signals::block()?;
+    let mut channel = UnixStream::from(sys::inherit_only(arguments.channel)?);
+    nix::unistd::setsid()?;
+    if arguments.terminal {
+        sys::take_controlling_terminal(io::stdin().as_fd())?;
+    }
+    std::env::set_current_dir("/")?;
+    nix::sys::prctl::set_name(c"stockade-stand")?;
+    channel.write_all(&[READY])?;
+    let mut letter = [0];
+    channel.read_exact(&mut letter)?;
+    if letter != [ATTACH] {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(stand_for(arguments, signals, channel));
+    // A read of standard input must not keep the process.
+    runtime.shutdown_background();
+    status
+}
+
+async fn stand_for(arguments: &Arguments, signals: Signals, channel: UnixStream) -> io::Result<u8> {
+    channel.set_nonblocking(true)?;
+    let (mut reader, mut writer) = tokio::net::UnixStream::from_std(channel)?.into_split();
+    let store = Store::new(&arguments.root);
+    let connection = client::connect(&store, &arguments.sandbox).await.map_err(io::Error::other)?;
+    let subject = Subject { container: arguments.container.clone(), exec: arguments.exec.clone() };
+    let terminal = if arguments.terminal { Some(io::stdin().as_fd().try_clone_to_owned()?) } else { None };
+    let (attached, is_attached) = tokio::sync::oneshot::channel();
+    let attending = attend(&connection, &subject, terminal, signals, attached);
+    let committing = async move {
+        if is_attached.await.is_err() {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        writer.write_all(&[ATTACHED]).await?;
+        let letter = reader.read_u8().await?;
+        if letter == COMMIT { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    };
+    tokio::pin!(attending, committing);
+    let outcome = tokio::select! {
+        outcome = &mut attending => outcome,
+        committed = &mut committing => {
+            committed?;
+            attending.await
+        }
+    };
+    Ok(match outcome {
+        Outcome::Exited(status) => status,
+        Outcome::Lost => LOST,
+    })
+}

@@ -12,19 +12,12 @@ use crate::GuestError;
 /// # Errors
 /// When it is not an ELF program for x86-64, or needs a dynamic loader (an initrd has none). `path` is only named.
 pub(crate) fn strip(program: &[u8], path: &Path) -> Result<Vec<u8>, GuestError> {
-    let refuse = |reason: String| GuestError::AgentFormat {
-        path: path.to_owned(),
-        reason,
-    };
+    let refuse = |reason: String| GuestError::AgentFormat { path: path.to_owned(), reason };
     let mut builder = Builder::read(program).map_err(|error| refuse(error.to_string()))?;
     if builder.header.e_machine != elf::EM_X86_64 {
         return Err(refuse("it is for another processor".to_owned()));
     }
-    if builder
-        .segments
-        .iter()
-        .any(|segment| segment.p_type == elf::PT_INTERP)
-    {
+    if builder.segments.iter().any(|segment| segment.p_type == elf::PT_INTERP) {
         return Err(refuse("it is linked dynamically".to_owned()));
     }
     for section in &mut builder.sections {
@@ -40,9 +33,7 @@ pub(crate) fn strip(program: &[u8], path: &Path) -> Result<Vec<u8>, GuestError> 
     builder.delete_orphans();
     builder.set_section_sizes();
     let mut stripped = Vec::new();
-    builder
-        .write(&mut stripped)
-        .map_err(|error| refuse(error.to_string()))?;
+    builder.write(&mut stripped).map_err(|error| refuse(error.to_string()))?;
     Ok(stripped)
 }
 
@@ -56,10 +47,7 @@ mod tests {
     #[test]
     fn a_text_file_is_refused() {
         let error = strip(b"#!/bin/sh\n", Path::new("agent")).unwrap_err();
-        assert!(
-            error.to_string().starts_with("the agent agent is not"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("the agent agent is not"), "{error}");
     }
 
     #[test]

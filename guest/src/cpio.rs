@@ -36,24 +36,12 @@ impl Archive {
     }
 
     /// A character device with its major and minor number.
-    pub(crate) fn character_device(
-        &mut self,
-        name: &str,
-        permissions: u32,
-        major: u32,
-        minor: u32,
-    ) {
-        self.insert(
-            name,
-            CHARACTER_DEVICE | permissions,
-            (major, minor),
-            Vec::new(),
-        );
+    pub(crate) fn character_device(&mut self, name: &str, permissions: u32, major: u32, minor: u32) {
+        self.insert(name, CHARACTER_DEVICE | permissions, (major, minor), Vec::new());
     }
 
     fn insert(&mut self, name: &str, mode: u32, device: (u32, u32), data: Vec<u8>) {
-        self.entries
-            .insert(name.to_owned(), Entry { mode, device, data });
+        self.entries.insert(name.to_owned(), Entry { mode, device, data });
     }
 
     /// The archive's bytes.
@@ -65,46 +53,17 @@ impl Archive {
         for (inode, (name, entry)) in (1u32..).zip(&self.entries) {
             append(&mut output, inode, name, entry)?;
         }
-        append(
-            &mut output,
-            0,
-            TRAILER,
-            &Entry {
-                mode: 0,
-                device: (0, 0),
-                data: Vec::new(),
-            },
-        )?;
+        append(&mut output, 0, TRAILER, &Entry { mode: 0, device: (0, 0), data: Vec::new() })?;
         Ok(output)
     }
 }
 
 fn append(output: &mut Vec<u8>, inode: u32, name: &str, entry: &Entry) -> Result<(), GuestError> {
-    let too_large = |_| GuestError::ArchiveEntry {
-        name: name.to_owned(),
-    };
+    let too_large = |_| GuestError::ArchiveEntry { name: name.to_owned() };
     let size = u32::try_from(entry.data.len()).map_err(too_large)?;
     let name_size = u32::try_from(name.len() + 1).map_err(too_large)?;
-    let links = if entry.mode & DIRECTORY == DIRECTORY {
-        2
-    } else {
-        1
-    };
-    let fields = [
-        inode,
-        entry.mode,
-        0,
-        0,
-        links,
-        0,
-        size,
-        0,
-        0,
-        entry.device.0,
-        entry.device.1,
-        name_size,
-        0,
-    ];
+    let links = if entry.mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
+    let fields = [inode, entry.mode, 0, 0, links, 0, size, 0, 0, entry.device.0, entry.device.1, name_size, 0];
     output.extend_from_slice(b"070701");
     for field in fields {
         output.extend_from_slice(format!("{field:08x}").as_bytes());
@@ -139,10 +98,7 @@ mod tests {
 
     #[test]
     fn the_order_of_additions_does_not_change_the_archive() {
-        assert_eq!(
-            sample(&["init", "dev/null", "dev"]),
-            sample(&["dev", "dev/null", "init"])
-        );
+        assert_eq!(sample(&["init", "dev/null", "dev"]), sample(&["dev", "dev/null", "init"]));
     }
 
     #[test]

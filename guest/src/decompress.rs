@@ -28,29 +28,21 @@ pub(crate) fn decompress(data: &[u8], path: &Path) -> Result<Vec<u8>, GuestError
     } else if data.starts_with(&XZ_MAGIC) {
         bounded(lzma_rust2::XzReader::new(data, false))
     } else if data.starts_with(&ZSTD_MAGIC) {
-        ruzstd::decoding::StreamingDecoder::new(data)
-            .map_err(|error| error.to_string())
-            .and_then(bounded)
+        ruzstd::decoding::StreamingDecoder::new(data).map_err(|error| error.to_string()).and_then(bounded)
     } else {
         Err("it is none of LZ4, gzip, xz and zstd".to_owned())
     };
-    result.map_err(|reason| GuestError::Decompress {
-        path: path.to_owned(),
-        reason,
-    })
+    result.map_err(|reason| GuestError::Decompress { path: path.to_owned(), reason })
 }
 
 /// Whether `data` starts like one of the formats that [`decompress`] knows.
 pub(crate) fn is_compressed(data: &[u8]) -> bool {
-    [&LZ4_LEGACY_MAGIC[..], &GZIP_MAGIC, &XZ_MAGIC, &ZSTD_MAGIC]
-        .iter()
-        .any(|magic| data.starts_with(magic))
+    [&LZ4_LEGACY_MAGIC[..], &GZIP_MAGIC, &XZ_MAGIC, &ZSTD_MAGIC].iter().any(|magic| data.starts_with(magic))
 }
 
 fn bounded(reader: impl Read) -> Result<Vec<u8>, String> {
     let mut output = Vec::new();
-    let taken = io::copy(&mut reader.take(OUTPUT_LIMIT as u64 + 1), &mut output)
-        .map_err(|error| error.to_string())?;
+    let taken = io::copy(&mut reader.take(OUTPUT_LIMIT as u64 + 1), &mut output).map_err(|error| error.to_string())?;
     if taken > OUTPUT_LIMIT as u64 {
         return Err(format!("it unpacks to more than {OUTPUT_LIMIT} bytes"));
     }
@@ -68,8 +60,7 @@ fn lz4_legacy(mut data: &[u8]) -> Result<Vec<u8>, String> {
         }
         let block = rest.get(..length).ok_or("a block is cut off")?;
         data = rest.get(length..).unwrap_or_default();
-        let unpacked = lz4_flex::block::decompress(block, LZ4_LEGACY_BLOCK)
-            .map_err(|error| error.to_string())?;
+        let unpacked = lz4_flex::block::decompress(block, LZ4_LEGACY_BLOCK).map_err(|error| error.to_string())?;
         if output.len() + unpacked.len() > OUTPUT_LIMIT {
             return Err(format!("it unpacks to more than {OUTPUT_LIMIT} bytes"));
         }
@@ -130,10 +121,7 @@ mod tests {
 
     #[test]
     fn zstd_is_unpacked() {
-        let data = ruzstd::encoding::compress_to_vec(
-            &b"kernel"[..],
-            ruzstd::encoding::CompressionLevel::Fastest,
-        );
+        let data = ruzstd::encoding::compress_to_vec(&b"kernel"[..], ruzstd::encoding::CompressionLevel::Fastest);
         assert_eq!(unpack(&data).unwrap(), b"kernel");
     }
 

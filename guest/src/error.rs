@@ -40,9 +40,7 @@ pub enum GuestError {
         message: String,
     },
     /// apt knows no such kernel.
-    #[error(
-        "apt lists no kernel for the package '{package}': run 'apt-get update', or name another package"
-    )]
+    #[error("apt lists no kernel for the package '{package}': run 'apt-get update', or name another package")]
     NoKernelPackage {
         /// The package that was asked for.
         package: String,
@@ -135,10 +133,6 @@ impl GuestError {
     /// A mapper for `map_err` that names the operation and its file.
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::File { action, path, source }
     }
 }

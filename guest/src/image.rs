@@ -23,12 +23,7 @@ const FILE_SYSTEM_UUID: &str = "5f0c4e52-7b1d-4c1e-9a53-57c0cade0001";
 const FILE_TIME: &str = "0";
 
 /// What the image's programs never read.
-const EXCLUDED: &[&str] = &[
-    "/usr/share/doc/*",
-    "/usr/share/man/*",
-    "/usr/share/locale/*",
-    "/usr/share/info/*",
-];
+const EXCLUDED: &[&str] = &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
 
 /// What differs between two installations of the same packages, or belongs to the machine that made them.
 const REMOVED: &[&str] = &[
@@ -84,14 +79,8 @@ pub(crate) fn initrd(cache: &Path, index: &ModuleIndex) -> Result<Vec<u8>, Guest
         .iter()
         .map(|path| tree.join(path))
         .find(|path| path.is_file())
-        .ok_or_else(|| GuestError::PackageContent {
-            path: tree.clone(),
-            what: "busybox",
-        })?;
-    image_initrd(
-        fs::read(&busybox).map_err(GuestError::file("read", &busybox))?,
-        modules,
-    )
+        .ok_or_else(|| GuestError::PackageContent { path: tree.clone(), what: "busybox" })?;
+    image_initrd(fs::read(&busybox).map_err(GuestError::file("read", &busybox))?, modules)
 }
 
 /// Makes the image at `path`.
@@ -133,11 +122,7 @@ pub(crate) fn build(path: &Path, agent: &[u8], cache: &Path) -> Result<(), Guest
 fn install(root: &Path, agent: &[u8]) -> Result<(), GuestError> {
     for name in REMOVED {
         let path = root.join(name);
-        let removed = if path.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(GuestError::file("remove", &path)(error));
@@ -167,8 +152,7 @@ fn install(root: &Path, agent: &[u8]) -> Result<(), GuestError> {
     write(&root.join("etc/resolv.conf"), b"")?;
     write(&root.join("etc/hostname"), b"stockade\n")?;
     let default = root.join("etc/systemd/system/default.target");
-    symlink("/usr/lib/systemd/system/kata-containers.target", &default)
-        .map_err(GuestError::file("link", &default))
+    symlink("/usr/lib/systemd/system/kata-containers.target", &default).map_err(GuestError::file("link", &default))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
@@ -188,9 +172,7 @@ fn suite_of(os_release: &str) -> Option<&str> {
             .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
             .map(|value| value.trim_matches('"'))
     };
-    (value("ID") == Some("debian"))
-        .then(|| value("VERSION_CODENAME"))
-        .flatten()
+    (value("ID") == Some("debian")).then(|| value("VERSION_CODENAME")).flatten()
 }
 
 /// A folder that is removed with all that is in it.
@@ -218,10 +200,7 @@ mod tests {
 
     #[test]
     fn the_suite_is_the_hosts_own_on_debian_only() {
-        assert_eq!(
-            suite_of("ID=debian\nVERSION_CODENAME=trixie\n"),
-            Some("trixie")
-        );
+        assert_eq!(suite_of("ID=debian\nVERSION_CODENAME=trixie\n"), Some("trixie"));
         assert_eq!(suite_of("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
         assert_eq!(suite_of(""), None);
     }

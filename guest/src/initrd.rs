@@ -75,11 +75,7 @@ fn base(modules: Vec<Module>) -> Archive {
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.character_device("dev/null", 0o666, 1, 3);
     for (number, module) in modules.into_iter().enumerate() {
-        archive.file(
-            &format!("modules/{number:03}-{}.ko", module.name),
-            0o644,
-            module.data,
-        );
+        archive.file(&format!("modules/{number:03}-{}.ko", module.name), 0o644, module.data);
     }
     archive
 }
@@ -89,12 +85,7 @@ mod tests {
     use super::*;
 
     fn modules() -> Vec<Module> {
-        ["virtio_ring", "virtio"]
-            .map(|name| Module {
-                name: name.into(),
-                data: name.as_bytes().to_vec(),
-            })
-            .into()
+        ["virtio_ring", "virtio"].map(|name| Module { name: name.into(), data: name.as_bytes().to_vec() }).into()
     }
 
     #[test]

@@ -36,10 +36,7 @@ impl KernelTree {
     /// # Errors
     /// When it has no modules or no kernel image.
     pub(crate) fn find(tree: &Path) -> Result<Self, GuestError> {
-        let missing = |what| GuestError::PackageContent {
-            path: tree.to_owned(),
-            what,
-        };
+        let missing = |what| GuestError::PackageContent { path: tree.to_owned(), what };
         // Newer Debian releases have everything under /usr.
         let modules = ["lib/modules", "usr/lib/modules"]
             .iter()
@@ -49,20 +46,12 @@ impl KernelTree {
             .map(|entry| entry.path())
             .find(|path| path.join("kernel").is_dir())
             .ok_or_else(|| missing("modules"))?;
-        let release = modules
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let vmlinuz = tree.join(format!("boot/vmlinuz-{release}"));
         if !vmlinuz.is_file() {
             return Err(missing("kernel image"));
         }
-        Ok(Self {
-            release,
-            vmlinuz,
-            modules,
-        })
+        Ok(Self { release, vmlinuz, modules })
     }
 }
 
@@ -71,38 +60,26 @@ impl KernelTree {
 /// # Errors
 /// When the image has another shape or its compression is unknown.
 pub(crate) fn extract_vmlinux(image: &[u8], path: &Path) -> Result<Vec<u8>, GuestError> {
-    let malformed = |reason| GuestError::KernelFormat {
-        path: path.to_owned(),
-        reason,
-    };
+    let malformed = |reason| GuestError::KernelFormat { path: path.to_owned(), reason };
     let short = || malformed("it is too short");
     if image.get(BOOT_FLAG..BOOT_FLAG + 2) != Some(&[0x55, 0xaa])
         || image.get(HEADER_MAGIC..HEADER_MAGIC + 4) != Some(b"HdrS")
     {
         return Err(malformed("the boot signature is missing"));
     }
-    let version = image
-        .get(PROTOCOL_VERSION..)
-        .and_then(<[u8]>::first_chunk)
-        .ok_or_else(short)?;
+    let version = image.get(PROTOCOL_VERSION..).and_then(<[u8]>::first_chunk).ok_or_else(short)?;
     if u16::from_le_bytes(*version) < PROTOCOL_WITH_PAYLOAD {
         return Err(malformed("its boot protocol is older than 2.08"));
     }
-    let word = |at: usize| {
-        image
-            .get(at..)
-            .and_then(<[u8]>::first_chunk)
-            .map(|bytes| u32::from_le_bytes(*bytes) as usize)
-    };
+    let word =
+        |at: usize| image.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| u32::from_le_bytes(*bytes) as usize);
     let sectors = match image.get(SETUP_SECTORS).copied().ok_or_else(short)? {
         0 => DEFAULT_SETUP_SECTORS,
         sectors => usize::from(sectors),
     };
     let start = word(PAYLOAD_OFFSET).ok_or_else(short)? + (sectors + 1) * SECTOR;
     let end = start + word(PAYLOAD_LENGTH).ok_or_else(short)?;
-    let payload = image
-        .get(start..end)
-        .ok_or_else(|| malformed("its payload lies outside the file"))?;
+    let payload = image.get(start..end).ok_or_else(|| malformed("its payload lies outside the file"))?;
     let kernel = decompress(payload, path)?;
     if !kernel.starts_with(b"\x7fELF") {
         return Err(malformed("its payload is not an ELF file"));
@@ -139,8 +116,7 @@ mod tests {
 
     #[test]
     fn the_payload_is_found_by_the_header() {
-        let kernel =
-            extract_vmlinux(&image(&gzip(b"\x7fELF kernel")), Path::new("vmlinuz")).unwrap();
+        let kernel = extract_vmlinux(&image(&gzip(b"\x7fELF kernel")), Path::new("vmlinuz")).unwrap();
         assert_eq!(kernel, b"\x7fELF kernel");
     }
 

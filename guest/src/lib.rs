@@ -63,13 +63,7 @@ impl GuestKind {
         match self {
             Self::Initrd => &["vmlinuz", "vmlinux", "initrd.img"],
             Self::Image => &["vmlinuz", "vmlinux", "image.erofs", "image-initrd.img"],
-            Self::Both => &[
-                "vmlinuz",
-                "vmlinux",
-                "initrd.img",
-                "image.erofs",
-                "image-initrd.img",
-            ],
+            Self::Both => &["vmlinuz", "vmlinux", "initrd.img", "image.erofs", "image-initrd.img"],
         }
     }
 
@@ -104,11 +98,7 @@ pub struct BuildOptions {
 
 impl BuildOptions {
     /// An initrd guest with the default kernel, and no progress reports.
-    pub fn new(
-        out_dir: impl Into<PathBuf>,
-        agent: impl Into<PathBuf>,
-        cache_dir: impl Into<PathBuf>,
-    ) -> Self {
+    pub fn new(out_dir: impl Into<PathBuf>, agent: impl Into<PathBuf>, cache_dir: impl Into<PathBuf>) -> Self {
         Self {
             out_dir: out_dir.into(),
             agent: agent.into(),
@@ -210,19 +200,10 @@ pub fn build(options: &BuildOptions) -> Result<GuestAssets, GuestError> {
     let mut files = BTreeMap::new();
     let mut add = |name: &str, bytes: &[u8]| -> Result<(), GuestError> {
         write_whole(&out.join(name), bytes)?;
-        files.insert(
-            name.to_owned(),
-            FileRecord {
-                sha256: sha256_bytes(bytes),
-                size: bytes.len() as u64,
-            },
-        );
+        files.insert(name.to_owned(), FileRecord { sha256: sha256_bytes(bytes), size: bytes.len() as u64 });
         Ok(())
     };
-    add(
-        "vmlinux",
-        &kernel::extract_vmlinux(&bzimage, &tree.vmlinuz)?,
-    )?;
+    add("vmlinux", &kernel::extract_vmlinux(&bzimage, &tree.vmlinuz)?)?;
     add("vmlinuz", &bzimage)?;
     drop(bzimage);
 
@@ -238,36 +219,17 @@ pub fn build(options: &BuildOptions) -> Result<GuestAssets, GuestError> {
     }
     if options.kind.has_image() {
         options.say("packing the initrd of the disk image");
-        add(
-            "image-initrd.img",
-            &image::initrd(&options.cache_dir, &index)?,
-        )?;
+        add("image-initrd.img", &image::initrd(&options.cache_dir, &index)?)?;
         options.say("making the disk image");
         let path = out.join("image.erofs");
         image::build(&path, &agent, &options.cache_dir)?;
-        let size = fs::metadata(&path)
-            .map_err(GuestError::file("find", &path))?
-            .len();
-        files.insert(
-            "image.erofs".to_owned(),
-            FileRecord {
-                sha256: sha256_file(&path)?,
-                size,
-            },
-        );
+        let size = fs::metadata(&path).map_err(GuestError::file("find", &path))?.len();
+        files.insert("image.erofs".to_owned(), FileRecord { sha256: sha256_file(&path)?, size });
     }
 
-    let manifest = Manifest {
-        format: manifest::FORMAT,
-        kernel: record(&package, &tree),
-        agent_sha256,
-        modules: names,
-        files,
-    };
-    write_whole(
-        &out.join(manifest::FILE_NAME),
-        manifest.to_json().as_bytes(),
-    )?;
+    let manifest =
+        Manifest { format: manifest::FORMAT, kernel: record(&package, &tree), agent_sha256, modules: names, files };
+    write_whole(&out.join(manifest::FILE_NAME), manifest.to_json().as_bytes())?;
     GuestAssets::open(out)
 }
 
@@ -298,9 +260,5 @@ fn current(options: &BuildOptions) -> Result<bool, GuestError> {
 }
 
 fn record(package: &Package, tree: &KernelTree) -> KernelRecord {
-    KernelRecord {
-        package: package.name.clone(),
-        version: package.version.clone(),
-        release: tree.release.clone(),
-    }
+    KernelRecord { package: package.name.clone(), version: package.version.clone(), release: tree.release.clone() }
 }

@@ -21,17 +21,11 @@ pub(crate) struct Wanted {
 }
 
 const fn required(name: &'static str) -> Wanted {
-    Wanted {
-        name,
-        required: true,
-    }
+    Wanted { name, required: true }
 }
 
 const fn optional(name: &'static str) -> Wanted {
-    Wanted {
-        name,
-        required: false,
-    }
+    Wanted { name, required: false }
 }
 
 /// What every guest loads, in this order but for dependencies, which come first.
@@ -91,10 +85,7 @@ impl ModuleIndex {
         Ok(Self {
             release: tree.release.clone(),
             files,
-            built_in: built_in
-                .lines()
-                .filter_map(|line| module_name(Path::new(line)))
-                .collect(),
+            built_in: built_in.lines().filter_map(|line| module_name(Path::new(line))).collect(),
         })
     }
 
@@ -127,10 +118,7 @@ impl ModuleIndex {
         }
         let Some(path) = self.files.get(&name) else {
             if required {
-                return Err(GuestError::ModuleMissing {
-                    release: self.release.clone(),
-                    module: name,
-                });
+                return Err(GuestError::ModuleMissing { release: self.release.clone(), module: name });
             }
             return Ok(());
         };
@@ -139,10 +127,7 @@ impl ModuleIndex {
             data = decompress(&data, path)?;
         }
         drop_signature(&mut data);
-        let needs = Needs::read(&data).map_err(|source| GuestError::ModuleFormat {
-            path: path.clone(),
-            source,
-        })?;
+        let needs = Needs::read(&data).map_err(|source| GuestError::ModuleFormat { path: path.clone(), source })?;
         for soft in &needs.soft {
             self.visit(soft, false, seen, order)?;
         }
@@ -185,11 +170,7 @@ impl Needs {
     fn read(module: &[u8]) -> Result<Self, object::read::Error> {
         let file = object::File::parse(module)?;
         let section = file.section_by_name(".modinfo");
-        Ok(section
-            .map(|section| section.data())
-            .transpose()?
-            .map(Self::parse)
-            .unwrap_or_default())
+        Ok(section.map(|section| section.data()).transpose()?.map(Self::parse).unwrap_or_default())
     }
 
     /// `.modinfo` holds "key=value" strings, each ended by a zero byte.
@@ -198,19 +179,10 @@ impl Needs {
         for entry in modinfo.split(|byte| *byte == 0) {
             let entry = String::from_utf8_lossy(entry);
             if let Some(list) = entry.strip_prefix("depends=") {
-                needs.hard.extend(
-                    list.split(',')
-                        .filter(|name| !name.is_empty())
-                        .map(str::to_owned),
-                );
+                needs.hard.extend(list.split(',').filter(|name| !name.is_empty()).map(str::to_owned));
             } else if let Some(list) = entry.strip_prefix("softdep=") {
                 let before = list.split("post:").next().unwrap_or_default();
-                needs.soft.extend(
-                    before
-                        .split_whitespace()
-                        .filter(|word| *word != "pre:")
-                        .map(str::to_owned),
-                );
+                needs.soft.extend(before.split_whitespace().filter(|word| *word != "pre:").map(str::to_owned));
             }
         }
         needs
@@ -221,9 +193,7 @@ impl Needs {
 fn module_name(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
     let (name, compression) = file.split_once(".ko")?;
-    ["", ".xz", ".gz", ".zst"]
-        .contains(&compression)
-        .then(|| normal(name))
+    ["", ".xz", ".gz", ".zst"].contains(&compression).then(|| normal(name))
 }
 
 /// The kernel takes '-' and '_' in module names as the same.
@@ -237,23 +207,15 @@ mod tests {
 
     #[test]
     fn names_come_from_file_names_whatever_the_compression() {
-        assert_eq!(
-            module_name(Path::new("kernel/drivers/virtio-rng.ko")).as_deref(),
-            Some("virtio_rng")
-        );
-        assert_eq!(
-            module_name(Path::new("a/fuse.ko.xz")).as_deref(),
-            Some("fuse")
-        );
+        assert_eq!(module_name(Path::new("kernel/drivers/virtio-rng.ko")).as_deref(), Some("virtio_rng"));
+        assert_eq!(module_name(Path::new("a/fuse.ko.xz")).as_deref(), Some("fuse"));
         assert_eq!(module_name(Path::new("modules.order")), None);
         assert_eq!(module_name(Path::new("fuse.koala")), None);
     }
 
     #[test]
     fn needs_are_read_from_modinfo() {
-        let needs = Needs::parse(
-            b"license=GPL\0depends=virtio,virtio_ring\0softdep=pre: crc32c post: after\0",
-        );
+        let needs = Needs::parse(b"license=GPL\0depends=virtio,virtio_ring\0softdep=pre: crc32c post: after\0");
         assert_eq!(needs.hard, ["virtio", "virtio_ring"]);
         assert_eq!(needs.soft, ["crc32c"]);
         assert_eq!(Needs::parse(b"depends=\0"), Needs::default());
@@ -287,17 +249,10 @@ mod tests {
             // An ELF object without a .modinfo section: a module that needs nothing.
             fs::write(modules.join("kernel/a").join(file), empty_elf()).unwrap();
         }
-        let lines: String = built_in
-            .iter()
-            .map(|name| format!("kernel/b/{name}.ko\n"))
-            .collect();
+        let lines: String = built_in.iter().map(|name| format!("kernel/b/{name}.ko\n")).collect();
         fs::write(modules.join("modules.builtin"), lines).unwrap();
-        ModuleIndex::scan(&KernelTree {
-            release: "9.9-test".into(),
-            vmlinuz: dir.join("boot/vmlinuz"),
-            modules,
-        })
-        .unwrap()
+        ModuleIndex::scan(&KernelTree { release: "9.9-test".into(), vmlinuz: dir.join("boot/vmlinuz"), modules })
+            .unwrap()
     }
 
     fn empty_elf() -> Vec<u8> {
@@ -314,27 +269,14 @@ mod tests {
     fn a_built_in_module_is_left_out_and_an_absent_optional_one_too() {
         let dir = tempfile::tempdir().unwrap();
         let index = index(&["fuse.ko"], &["rng-core"], dir.path());
-        let order = index
-            .load_order(&[optional("nothing"), required("rng_core"), required("fuse")])
-            .unwrap();
-        assert_eq!(
-            order
-                .iter()
-                .map(|module| module.name.as_str())
-                .collect::<Vec<_>>(),
-            ["fuse"]
-        );
+        let order = index.load_order(&[optional("nothing"), required("rng_core"), required("fuse")]).unwrap();
+        assert_eq!(order.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(), ["fuse"]);
     }
 
     #[test]
     fn an_absent_required_module_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
-        let error = index(&[], &[], dir.path())
-            .load_order(&[required("virtiofs")])
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "kernel 9.9-test has no module 'virtiofs', nor is it built in"
-        );
+        let error = index(&[], &[], dir.path()).load_order(&[required("virtiofs")]).unwrap_err();
+        assert_eq!(error.to_string(), "kernel 9.9-test has no module 'virtiofs', nor is it built in");
     }
 }

@@ -22,18 +22,11 @@ impl Package {
     /// # Errors
     /// When apt knows no such package.
     pub(crate) fn candidate(name: &str) -> Result<Self, GuestError> {
-        let record = Tool::new("apt-cache", "apt")
-            .arg("show")
-            .arg("--no-all-versions")
-            .arg(name)
-            .run()?;
+        let record = Tool::new("apt-cache", "apt").arg("show").arg("--no-all-versions").arg(name).run()?;
         let field = |wanted: &'static str| {
             control_field(&record, wanted)
                 .map(str::to_owned)
-                .ok_or_else(|| GuestError::PackageField {
-                    package: name.to_owned(),
-                    field: wanted,
-                })
+                .ok_or_else(|| GuestError::PackageField { package: name.to_owned(), field: wanted })
         };
         Ok(Self {
             name: field("Package")?,
@@ -59,33 +52,21 @@ impl Package {
         }
         let actual = sha256_file(&path)?;
         if actual != self.sha256 {
-            return Err(GuestError::PackageHash {
-                path,
-                expected: self.sha256.clone(),
-                actual,
-            });
+            return Err(GuestError::PackageHash { path, expected: self.sha256.clone(), actual });
         }
         Ok(path)
     }
 
     /// The folder in `cache` that holds the package's files, unpacked unless it is there already.
     pub(crate) fn unpacked(&self, cache: &Path) -> Result<PathBuf, GuestError> {
-        let tree = cache.join(format!(
-            "{}_{}",
-            self.name,
-            self.sha256.get(..16).unwrap_or(&self.sha256)
-        ));
+        let tree = cache.join(format!("{}_{}", self.name, self.sha256.get(..16).unwrap_or(&self.sha256)));
         if tree.exists() {
             return Ok(tree);
         }
         let file = self.download(cache)?;
         // The folder takes its name only when it is whole: an interrupted run leaves nothing that looks finished.
         let partial = cache.join(format!("{}.partial-{}", self.name, std::process::id()));
-        Tool::new("dpkg-deb", "dpkg")
-            .arg("-x")
-            .arg(&file)
-            .arg(&partial)
-            .run()?;
+        Tool::new("dpkg-deb", "dpkg").arg("-x").arg(&file).arg(&partial).run()?;
         match fs::rename(&partial, &tree) {
             Ok(()) => {}
             // Another run was faster: its folder has the same files.
@@ -98,12 +79,7 @@ impl Package {
     }
 
     fn file_name(&self) -> String {
-        format!(
-            "{}_{}_{}.deb",
-            self.name,
-            self.version.replace(':', "%3a"),
-            self.architecture
-        )
+        format!("{}_{}_{}.deb", self.name, self.version.replace(':', "%3a"), self.architecture)
     }
 }
 
@@ -113,20 +89,14 @@ impl Package {
 /// # Errors
 /// When apt lists neither.
 pub(crate) fn kernel_package(name: &str) -> Result<Package, GuestError> {
-    let unknown = || GuestError::NoKernelPackage {
-        package: name.to_owned(),
-    };
+    let unknown = || GuestError::NoKernelPackage { package: name.to_owned() };
     if is_real_kernel(name) {
         return Package::candidate(name).map_err(|_| unknown());
     }
-    let listing = Tool::new("apt-cache", "apt")
-        .arg("depends")
-        .arg(name)
-        .run()
-        .map_err(|error| match error {
-            GuestError::ToolFailed { .. } => unknown(),
-            other => other,
-        })?;
+    let listing = Tool::new("apt-cache", "apt").arg("depends").arg(name).run().map_err(|error| match error {
+        GuestError::ToolFailed { .. } => unknown(),
+        other => other,
+    })?;
     let real = kernel_dependency(&listing).ok_or_else(unknown)?;
     Package::candidate(real)
 }
@@ -141,8 +111,7 @@ fn kernel_dependency(listing: &str) -> Option<&str> {
 }
 
 fn is_real_kernel(name: &str) -> bool {
-    name.strip_prefix("linux-image-")
-        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    name.strip_prefix("linux-image-").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// The value of a one-line field in the first paragraph of a Debian control record.
@@ -161,10 +130,7 @@ mod tests {
     #[test]
     fn the_kernel_is_found_by_the_dependency_with_a_version() {
         let listing = "linux-image-cloud-amd64\n  Depends: linux-base\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
-        assert_eq!(
-            kernel_dependency(listing),
-            Some("linux-image-6.1.0-56-cloud-amd64")
-        );
+        assert_eq!(kernel_dependency(listing), Some("linux-image-6.1.0-56-cloud-amd64"));
     }
 
     #[test]
@@ -181,12 +147,8 @@ mod tests {
 
     #[test]
     fn an_epoch_is_escaped_in_the_file_name_as_apt_does() {
-        let package = Package {
-            name: "a".into(),
-            version: "1:2".into(),
-            architecture: "amd64".into(),
-            sha256: String::new(),
-        };
+        let package =
+            Package { name: "a".into(), version: "1:2".into(), architecture: "amd64".into(), sha256: String::new() };
         assert_eq!(package.file_name(), "a_1%3a2_amd64.deb");
     }
 

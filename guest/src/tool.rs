@@ -21,15 +21,8 @@ impl Tool {
     /// `package` is the Debian package to name when the program is not there.
     pub(crate) fn new(program: &'static str, package: &'static str) -> Self {
         let mut command = Command::new(program);
-        command
-            .env("LC_ALL", "C")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null());
-        Self {
-            command,
-            program,
-            package,
-        }
+        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+        Self { command, program, package }
     }
 
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -52,14 +45,11 @@ impl Tool {
     /// # Errors
     /// When the program is missing or its exit status is not 0.
     pub(crate) fn run(mut self) -> Result<String, GuestError> {
-        let output = self
-            .command
-            .output()
-            .map_err(|source| GuestError::ToolMissing {
-                program: self.program.to_owned(),
-                package: self.package,
-                source,
-            })?;
+        let output = self.command.output().map_err(|source| GuestError::ToolMissing {
+            program: self.program.to_owned(),
+            package: self.package,
+            source,
+        })?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -90,19 +80,13 @@ mod tests {
 
     #[test]
     fn a_missing_tool_names_the_package_that_brings_it() {
-        let error = Tool::new("no-such-tool-of-stockade", "some-package")
-            .run()
-            .unwrap_err();
+        let error = Tool::new("no-such-tool-of-stockade", "some-package").run().unwrap_err();
         assert!(error.to_string().contains("some-package"), "{error}");
     }
 
     #[test]
     fn a_failed_tool_gives_its_command_line_and_stderr() {
-        let error = Tool::new("sh", "dash")
-            .arg("-c")
-            .arg("echo broken >&2; exit 3")
-            .run()
-            .unwrap_err();
+        let error = Tool::new("sh", "dash").arg("-c").arg("echo broken >&2; exit 3").run().unwrap_err();
         assert!(error.to_string().contains("exit status: 3"), "{error}");
         assert!(error.to_string().contains("broken"), "{error}");
     }

@@ -28,27 +28,12 @@ fn two_guests_from_the_same_inputs_are_byte_for_byte_the_same() {
         assert!(read(first.path()) == read(second.path()), "{name} differs");
     }
 
-    for module in [
-        "virtio_pci",
-        "virtio_mmio",
-        "vmw_vsock_virtio_transport",
-        "virtiofs",
-        "overlay",
-        "virtio_net",
-    ] {
-        assert!(
-            guest.manifest.modules.iter().any(|name| name == module),
-            "{module} is missing"
-        );
+    for module in ["virtio_pci", "virtio_mmio", "vmw_vsock_virtio_transport", "virtiofs", "overlay", "virtio_net"] {
+        assert!(guest.manifest.modules.iter().any(|name| name == module), "{module} is missing");
     }
-    let initrd = std::fs::metadata(guest.initrd.as_ref().unwrap())
-        .unwrap()
-        .len();
+    let initrd = std::fs::metadata(guest.initrd.as_ref().unwrap()).unwrap().len();
     let program = std::fs::metadata(&agent).unwrap().len();
-    assert!(
-        initrd < program + MODULES_LIMIT,
-        "the initrd has {initrd} bytes"
-    );
+    assert!(initrd < program + MODULES_LIMIT, "the initrd has {initrd} bytes");
     assert_eq!(GuestAssets::open(first.path()).unwrap(), guest);
 
     std::fs::write(first.path().join("initrd.img"), b"damaged").unwrap();

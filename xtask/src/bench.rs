@@ -12,41 +12,24 @@ pub(crate) fn run(filter: Option<&str>, arguments: &[String]) -> Result<ExitCode
     setup::install(setup::Purpose::Run)?;
     let binaries = build::binaries()?;
     let guest = build::guest(&binaries, stockade_guest::GuestKind::Initrd)?;
-    let text =
-        command::output(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let text = command::output(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: Value = serde_json::from_str(&text).context("cannot read cargo's metadata")?;
-    let benches: Vec<(String, String)> = benches(&metadata)
-        .into_iter()
-        .filter(|(_, bench)| filter.is_none_or(|part| bench.contains(part)))
-        .collect();
+    let benches: Vec<(String, String)> =
+        benches(&metadata).into_iter().filter(|(_, bench)| filter.is_none_or(|part| bench.contains(part))).collect();
     if benches.is_empty() {
         bail!(
             "the workspace has no benchmark{}",
-            filter
-                .map(|part| format!(" named like '{part}'"))
-                .unwrap_or_default()
+            filter.map(|part| format!(" named like '{part}'")).unwrap_or_default()
         );
     }
     for (package, bench) in benches {
         command::run(
             command::cargo()
-                .args([
-                    "bench",
-                    "--profile",
-                    "release",
-                    "--package",
-                    &package,
-                    "--bench",
-                    &bench,
-                    "--",
-                ])
+                .args(["bench", "--profile", "release", "--package", &package, "--bench", &bench, "--"])
                 .args(arguments)
                 .env("STOCKADE_TEST_BIN", &binaries.stockade)
                 .env("STOCKADE_TEST_AGENT", &binaries.agent)
-                .env(
-                    "STOCKADE_TEST_GUEST",
-                    guest.vmlinuz.parent().context("the guest has no folder")?,
-                ),
+                .env("STOCKADE_TEST_GUEST", guest.vmlinuz.parent().context("the guest has no folder")?),
         )?;
     }
     Ok(ExitCode::SUCCESS)
@@ -59,8 +42,7 @@ fn benches(metadata: &Value) -> Vec<(String, String)> {
     for package in list(&metadata["packages"]) {
         for target in list(&package["targets"]) {
             if list(&target["kind"]).iter().any(|kind| kind == "bench")
-                && let (Some(package), Some(name)) =
-                    (package["name"].as_str(), target["name"].as_str())
+                && let (Some(package), Some(name)) = (package["name"].as_str(), target["name"].as_str())
             {
                 found.push((package.to_owned(), name.to_owned()));
             }
@@ -79,9 +61,6 @@ mod tests {
     fn benchmarks_are_found_among_a_packages_targets() {
         let metadata = json!({"packages": [{"name": "a", "targets": [
             {"kind": ["lib"], "name": "a"}, {"kind": ["bench"], "name": "creation"}]}]});
-        assert_eq!(
-            benches(&metadata),
-            [("a".to_owned(), "creation".to_owned())]
-        );
+        assert_eq!(benches(&metadata), [("a".to_owned(), "creation".to_owned())]);
     }
 }

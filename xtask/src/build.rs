@@ -29,46 +29,28 @@ pub(crate) fn binaries() -> Result<Binaries> {
         let partial = folder.join(format!("{name}.partial-{}", std::process::id()));
         fs::copy(made.join(name), &partial)
             .and_then(|_| fs::rename(&partial, &target))
-            .with_context(|| {
-                format!(
-                    "cannot copy {} to {}",
-                    made.join(name).display(),
-                    target.display()
-                )
-            })?;
+            .with_context(|| format!("cannot copy {} to {}", made.join(name).display(), target.display()))?;
         Ok(target)
     };
-    Ok(Binaries {
-        stockade: copy("stockade")?,
-        agent: copy("stockade-agent")?,
-    })
+    Ok(Binaries { stockade: copy("stockade")?, agent: copy("stockade-agent")? })
 }
 
 /// Where cargo puts release builds.
 fn release_dir() -> Result<PathBuf> {
-    let text =
-        command::output(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-    let metadata: serde_json::Value =
-        serde_json::from_str(&text).context("cannot read cargo's metadata")?;
-    let target = metadata["target_directory"]
-        .as_str()
-        .context("cargo's metadata names no target folder")?;
+    let text = command::output(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&text).context("cannot read cargo's metadata")?;
+    let target = metadata["target_directory"].as_str().context("cargo's metadata names no target folder")?;
     Ok(Path::new(target).join("x86_64-unknown-linux-gnu/release"))
 }
 
 pub(crate) fn guest_kind(image: bool) -> GuestKind {
-    if image {
-        GuestKind::Both
-    } else {
-        GuestKind::Initrd
-    }
+    if image { GuestKind::Both } else { GuestKind::Initrd }
 }
 
 /// Makes the guest in build/guest, unless it is there already and made from the same agent and kernel.
 pub(crate) fn guest(binaries: &Binaries, kind: GuestKind) -> Result<GuestAssets> {
     let folder = command::build_dir();
-    let mut options =
-        BuildOptions::new(folder.join("guest"), &binaries.agent, folder.join("cache"));
+    let mut options = BuildOptions::new(folder.join("guest"), &binaries.agent, folder.join("cache"));
     options.kind = kind;
     options.progress = Some(Arc::new(|step: &str| eprintln!("guest: {step}")));
     if stockade_guest::is_current(&options) {

@@ -22,10 +22,7 @@ pub(crate) fn cargo() -> Command {
     command.current_dir(repository());
     for (key, _) in std::env::vars_os() {
         let name = key.to_string_lossy();
-        if name.starts_with("CARGO_PKG_")
-            || name.starts_with("CARGO_MANIFEST_")
-            || name == "CARGO_BIN_NAME"
-        {
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "CARGO_BIN_NAME" {
             command.env_remove(&key);
         }
     }
@@ -35,9 +32,7 @@ pub(crate) fn cargo() -> Command {
 /// Runs a command to its end and returns its status.
 pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
     eprintln!("+ {}", line(command));
-    command
-        .status()
-        .with_context(|| format!("cannot start '{}'", command.get_program().to_string_lossy()))
+    command.status().with_context(|| format!("cannot start '{}'", command.get_program().to_string_lossy()))
 }
 
 /// Runs a command that must succeed.
@@ -51,17 +46,11 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// The stdout of a command that must succeed; nothing is shown.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start '{}'", command.get_program().to_string_lossy()))?;
+    let output =
+        command.output().with_context(|| format!("cannot start '{}'", command.get_program().to_string_lossy()))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "'{}' failed ({}): {}",
-            line(command),
-            output.status,
-            stderr.trim()
-        );
+        bail!("'{}' failed ({}): {}", line(command), output.status, stderr.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

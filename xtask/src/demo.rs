@@ -24,28 +24,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     let binaries = build::binaries()?;
     let guest = build::guest(&binaries, stockade_guest::GuestKind::Initrd)?;
 
-    let work = tempfile::Builder::new()
-        .prefix("stockade-run-")
-        .tempdir()
-        .context("cannot create a temporary folder")?;
+    let work =
+        tempfile::Builder::new().prefix("stockade-run-").tempdir().context("cannot create a temporary folder")?;
     let script = ["sh", "-c", SCRIPT].map(str::to_owned);
-    let arguments = if arguments.is_empty() {
-        &script
-    } else {
-        arguments
-    };
+    let arguments = if arguments.is_empty() { &script } else { arguments };
     let bundle = bundle(work.path(), arguments)?;
     let config = configuration(work.path(), &guest)?;
     let trace = work.path().join("timeline");
 
     println!("--- what this host can do");
     // The report is for the reader; whether the run works does not depend on it.
-    let _ = command::status(
-        Command::new(&binaries.stockade)
-            .arg("--config")
-            .arg(&config)
-            .arg("check"),
-    );
+    let _ = command::status(Command::new(&binaries.stockade).arg("--config").arg(&config).arg("check"));
     println!("--- the container's output");
     let status = command::status(
         Command::new(&binaries.stockade)
@@ -61,10 +50,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
             .arg("demo"),
     )?;
     println!("--- the host");
-    println!(
-        "kernel here:   {}",
-        command::output(Command::new("uname").arg("-r"))?.trim()
-    );
+    println!("kernel here:   {}", command::output(Command::new("uname").arg("-r"))?.trim());
     if let Ok(text) = fs::read_to_string(&trace) {
         println!("--- the creation, step by step");
         print!("{}", timeline::table(&text));
@@ -73,43 +59,24 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         eprintln!("the container ended with {status}");
     }
     // The container's own status is the task's; a signal is given as shells give it.
-    Ok(ExitCode::from(
-        status
-            .code()
-            .and_then(|code| u8::try_from(code).ok())
-            .unwrap_or(1),
-    ))
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
 /// An OCI bundle whose root is busybox.
 fn bundle(work: &Path, arguments: &[String]) -> Result<PathBuf> {
     let bundle = work.join("bundle");
     let bin = bundle.join("rootfs/bin");
-    for folder in [
-        "rootfs/bin",
-        "rootfs/proc",
-        "rootfs/sys",
-        "rootfs/dev",
-        "rootfs/tmp",
-        "rootfs/etc",
-    ] {
+    for folder in ["rootfs/bin", "rootfs/proc", "rootfs/sys", "rootfs/dev", "rootfs/tmp", "rootfs/etc"] {
         let path = bundle.join(folder);
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
     }
     let busybox = bin.join("busybox");
     fs::copy("/bin/busybox", &busybox).context("cannot copy /bin/busybox")?;
-    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755))
-        .context("cannot set busybox's permissions")?;
-    for applet in command::output(Command::new(&busybox).arg("--list"))?
-        .lines()
-        .filter(|name| *name != "busybox")
-    {
+    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755)).context("cannot set busybox's permissions")?;
+    for applet in command::output(Command::new(&busybox).arg("--list"))?.lines().filter(|name| *name != "busybox") {
         symlink("busybox", bin.join(applet)).with_context(|| format!("cannot link {applet}"))?;
     }
-    write(
-        &bundle.join("config.json"),
-        &serde_json::to_string_pretty(&specification(arguments))?,
-    )?;
+    write(&bundle.join("config.json"), &serde_json::to_string_pretty(&specification(arguments))?)?;
     Ok(bundle)
 }
 
@@ -147,11 +114,7 @@ fn configuration(work: &Path, guest: &GuestAssets) -> Result<PathBuf> {
     let path = work.join("stockade.toml");
     let initrd = guest.initrd.as_deref().context("the guest has no initrd")?;
     let quoted = |path: &Path| Value::from(path.to_string_lossy()).to_string();
-    let text = format!(
-        "[hypervisor.qemu]\nkernel = {}\ninitrd = {}\n",
-        quoted(&guest.vmlinuz),
-        quoted(initrd)
-    );
+    let text = format!("[hypervisor.qemu]\nkernel = {}\ninitrd = {}\n", quoted(&guest.vmlinuz), quoted(initrd));
     write(&path, &text)?;
     Ok(path)
 }

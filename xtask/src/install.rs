@@ -25,45 +25,19 @@ pub(crate) fn run(prefix: &Path, destdir: &Path, image: bool) -> Result<ExitCode
 
     install(&binaries.stockade, &root.join("bin/stockade"), 0o755)?;
     link("stockade", &root.join("bin/containerd-shim-stockade-v2"))?;
-    install(
-        &binaries.agent,
-        &root.join("libexec/stockade/stockade-agent"),
-        0o755,
-    )?;
-    install(
-        &command::repository().join("config/stockade.toml"),
-        &root.join("share/stockade/stockade.toml"),
-        0o644,
-    )?;
+    install(&binaries.agent, &root.join("libexec/stockade/stockade-agent"), 0o755)?;
+    install(&command::repository().join("config/stockade.toml"), &root.join("share/stockade/stockade.toml"), 0o644)?;
     let folder = guest.vmlinuz.parent().context("the guest has no folder")?;
-    for name in guest
-        .manifest
-        .files
-        .keys()
-        .map(String::as_str)
-        .chain(["manifest.json"])
-    {
-        install(
-            &folder.join(name),
-            &root.join("share/stockade/guest").join(name),
-            0o644,
-        )?;
+    for name in guest.manifest.files.keys().map(String::as_str).chain(["manifest.json"]) {
+        install(&folder.join(name), &root.join("share/stockade/guest").join(name), 0o644)?;
     }
     for (shell, folder, name) in SHELLS {
-        let text = command::output(Command::new(&binaries.stockade).args([
-            "generate",
-            "completions",
-            shell,
-        ]))?;
+        let text = command::output(Command::new(&binaries.stockade).args(["generate", "completions", shell]))?;
         write(&root.join(folder).join(name), text.as_bytes(), 0o644)?;
     }
     let pages = root.join("share/man/man1");
     create(&pages)?;
-    command::run(
-        Command::new(&binaries.stockade)
-            .args(["generate", "man"])
-            .arg(&pages),
-    )?;
+    command::run(Command::new(&binaries.stockade).args(["man"]).arg(&pages))?;
     println!("installed under {}", root.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -83,7 +57,7 @@ fn install(source: &Path, target: &Path, mode: u32) -> Result<()> {
 
 /// A program that runs cannot be written to, only replaced.
 fn write(target: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let folder = target.parent().unwrap_or(Path::new("/"));
+    let folder = target.parent().unwrap_or_else(|| Path::new("/"));
     create(folder)?;
     let context = || format!("cannot write {}", target.display());
     let partial = tempfile::NamedTempFile::new_in(folder).with_context(context)?;
@@ -110,10 +84,7 @@ mod tests {
 
     #[test]
     fn a_destdir_comes_before_the_prefix() {
-        assert_eq!(
-            below(Path::new("/tmp/package"), Path::new("/usr")),
-            Path::new("/tmp/package/usr")
-        );
+        assert_eq!(below(Path::new("/tmp/package"), Path::new("/usr")), Path::new("/tmp/package/usr"));
         assert_eq!(below(Path::new(""), Path::new("/usr")), Path::new("/usr"));
     }
 
@@ -124,10 +95,7 @@ mod tests {
         write(&target, b"old", 0o644).unwrap();
         write(&target, b"new", 0o755).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"new");
-        assert_eq!(
-            fs::metadata(&target).unwrap().permissions().mode() & 0o777,
-            0o755
-        );
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
         link("b", &dir.path().join("a/c")).unwrap();
         link("b", &dir.path().join("a/c")).unwrap();
     }

@@ -99,9 +99,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             build::guest(&binaries, build::guest_kind(arguments.image))?;
             Ok(ExitCode::SUCCESS)
         }
-        Task::Install(arguments) => {
-            install::run(&arguments.prefix, &arguments.destdir, arguments.image)
-        }
+        Task::Install(arguments) => install::run(&arguments.prefix, &arguments.destdir, arguments.image),
         Task::Setup => {
             setup::install(setup::Purpose::Test)?;
             Ok(ExitCode::SUCCESS)

@@ -33,56 +33,20 @@ struct Package {
 }
 
 const fn package(name: &'static str, since: Purpose, reason: &'static str) -> Package {
-    Package {
-        name,
-        since,
-        reason,
-    }
+    Package { name, since, reason }
 }
 
 const PACKAGES: &[Package] = &[
     package("gcc", Purpose::Build, "links Rust programs"),
-    package(
-        "libc6-dev",
-        Purpose::Build,
-        "the static C library that every program contains",
-    ),
-    package(
-        "libseccomp-dev",
-        Purpose::Build,
-        "system call filters of containers and of the jailed helpers",
-    ),
-    package(
-        "libcap-ng-dev",
-        Purpose::Build,
-        "capabilities of the file server (virtiofsd)",
-    ),
+    package("libc6-dev", Purpose::Build, "the static C library that every program contains"),
+    package("libseccomp-dev", Purpose::Build, "system call filters of containers and of the jailed helpers"),
+    package("libcap-ng-dev", Purpose::Build, "capabilities of the file server (virtiofsd)"),
     package("pkg-config", Purpose::Build, "finds those two libraries"),
-    package(
-        "qemu-system-x86",
-        Purpose::Run,
-        "runs the virtual machines of the QEMU backend",
-    ),
-    package(
-        "busybox-static",
-        Purpose::Run,
-        "the root file system of the demonstration's and the tests' containers",
-    ),
-    package(
-        "mmdebstrap",
-        Purpose::Image,
-        "makes the Debian of the disk image",
-    ),
-    package(
-        "erofs-utils",
-        Purpose::Image,
-        "makes the disk image's file system",
-    ),
-    package(
-        "iproute2",
-        Purpose::Test,
-        "the tests look at links and network namespaces with it",
-    ),
+    package("qemu-system-x86", Purpose::Run, "runs the virtual machines of the QEMU backend"),
+    package("busybox-static", Purpose::Run, "the root file system of the demonstration's and the tests' containers"),
+    package("mmdebstrap", Purpose::Image, "makes the Debian of the disk image"),
+    package("erofs-utils", Purpose::Image, "makes the disk image's file system"),
+    package("iproute2", Purpose::Test, "the tests look at links and network namespaces with it"),
 ];
 
 /// Installs what is missing for `purpose`. Nothing is asked and, when nothing is missing, nothing is done.
@@ -90,14 +54,8 @@ const PACKAGES: &[Package] = &[
 /// # Errors
 /// When something is missing and cannot be installed; the error lists what to install by hand.
 pub(crate) fn install(purpose: Purpose) -> Result<()> {
-    let wanted: Vec<&Package> = PACKAGES
-        .iter()
-        .filter(|package| package.since <= purpose)
-        .collect();
-    let missing: Vec<&Package> = wanted
-        .into_iter()
-        .filter(|package| !is_installed(package.name))
-        .collect();
+    let wanted: Vec<&Package> = PACKAGES.iter().filter(|package| package.since <= purpose).collect();
+    let missing: Vec<&Package> = wanted.into_iter().filter(|package| !is_installed(package.name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -109,12 +67,8 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
     // A fresh machine has no lists or old ones, which name files that the archive no longer has.
     if apt_get(&["install"], &names).is_err() {
         update()?;
-        apt_get(&["install"], &names).with_context(|| {
-            format!(
-                "install by hand, as root: apt-get install {}",
-                names.join(" ")
-            )
-        })?;
+        apt_get(&["install"], &names)
+            .with_context(|| format!("install by hand, as root: apt-get install {}", names.join(" ")))?;
     }
     Ok(())
 }
@@ -126,20 +80,9 @@ pub(crate) fn update() -> Result<()> {
 
 fn apt_get(verb: &[&str], names: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .arg("--quiet=2")
-        .args(verb);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).arg("--quiet=2").args(verb);
     if !names.is_empty() {
-        command
-            .args([
-                "--yes",
-                "--no-install-recommends",
-                "--option",
-                "Dpkg::Use-Pty=0",
-            ])
-            .args(names);
+        command.args(["--yes", "--no-install-recommends", "--option", "Dpkg::Use-Pty=0"]).args(names);
     }
     // apt's chatter belongs on stderr: stdout is for the task's result.
     command.stdout(std::io::stderr());
@@ -152,11 +95,8 @@ fn apt_get(verb: &[&str], names: &[&str]) -> Result<()> {
 
 fn is_installed(name: &str) -> bool {
     // One call a package: dpkg-query fails as a whole when it does not know one of several names.
-    let status = command::output(Command::new("dpkg-query").args([
-        "--show",
-        "--showformat=${db:Status-Status}\\n",
-        name,
-    ]));
+    let status =
+        command::output(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}\\n", name]));
     status.is_ok_and(|text| text.lines().any(|line| line == "installed"))
 }
 
@@ -172,10 +112,6 @@ mod tests {
 
     #[test]
     fn preparing_for_tests_includes_everything() {
-        assert!(
-            PACKAGES
-                .iter()
-                .all(|package| package.since <= Purpose::Test)
-        );
+        assert!(PACKAGES.iter().all(|package| package.since <= Purpose::Test));
     }
 }

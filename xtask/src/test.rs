@@ -20,40 +20,21 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     tests
         .env("STOCKADE_TEST_BIN", &binaries.stockade)
         .env("STOCKADE_TEST_AGENT", &binaries.agent)
-        .env(
-            "STOCKADE_TEST_GUEST",
-            guest.vmlinuz.parent().context("the guest has no folder")?,
-        );
+        .env("STOCKADE_TEST_GUEST", guest.vmlinuz.parent().context("the guest has no folder")?);
     let (passed, count) = watched(&mut tests)?;
     println!("{count}");
-    Ok(if passed && count.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if passed && count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// nextest, which gives each test a process and a time limit; where it is not installed, cargo's own runner.
 fn runner(arguments: &[String]) -> Result<Command> {
     let mut command = command::cargo();
     if command::output(command::cargo().args(["nextest", "--version"])).is_ok() {
-        command
-            .args(["nextest", "run", "--release", "--workspace"])
-            .args(arguments);
+        command.args(["nextest", "run", "--release", "--workspace"]).args(arguments);
         return Ok(command);
     }
     eprintln!("cargo-nextest is not installed: using cargo test");
-    command
-        .args([
-            "test",
-            "--release",
-            "--workspace",
-            "--no-fail-fast",
-            "--lib",
-            "--bins",
-            "--tests",
-        ])
-        .args(arguments);
+    command.args(["test", "--release", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(arguments);
     // As .config/nextest.toml has it for tests with virtual machines.
     command.env("RUST_TEST_THREADS", "2");
     Ok(command)
@@ -63,10 +44,7 @@ fn runner(arguments: &[String]) -> Result<Command> {
 fn watched(command: &mut Command) -> Result<(bool, Count)> {
     // nextest reports on stderr and cargo on stdout: one pipe takes both, in the order in which they were written.
     let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
-    command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone().context("cannot copy a pipe's end")?)
-        .stderr(writer);
+    command.stdin(Stdio::null()).stdout(writer.try_clone().context("cannot copy a pipe's end")?).stderr(writer);
     let mut child = command.spawn().context("cannot start the test runner")?;
     // The command still holds the pipe's writing ends; the output ends only when they are closed.
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -74,15 +52,8 @@ fn watched(command: &mut Command) -> Result<(bool, Count)> {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     let mut stdout = std::io::stdout().lock();
-    while reader
-        .read_until(b'\n', &mut line)
-        .context("cannot read the tests' output")?
-        > 0
-    {
-        stdout
-            .write_all(&line)
-            .and_then(|()| stdout.flush())
-            .context("cannot pass on the tests' output")?;
+    while reader.read_until(b'\n', &mut line).context("cannot read the tests' output")? > 0 {
+        stdout.write_all(&line).and_then(|()| stdout.flush()).context("cannot pass on the tests' output")?;
         count.add_line(&String::from_utf8_lossy(&line));
         line.clear();
     }

@@ -11,56 +11,45 @@ const CHART: u64 = 40;
 struct Step {
     step: String,
     start_us: u64,
-    duration_us: u64,
+    /// None for a step that was under way when the creation ended.
+    duration_us: Option<u64>,
+}
+
+impl Step {
+    fn took_us(&self) -> u64 {
+        self.duration_us.unwrap_or(0)
+    }
+
+    fn end_us(&self) -> u64 {
+        self.start_us.saturating_add(self.took_us())
+    }
 }
 
 /// The timeline as a table with a chart; lines that are no steps are left out. Empty when there is no step.
 pub(crate) fn table(text: &str) -> String {
-    let steps: Vec<Step> = text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    let total = steps
-        .iter()
-        .map(|step| step.start_us.saturating_add(step.duration_us))
-        .max()
-        .unwrap_or(0);
-    let width = steps
-        .iter()
-        .map(|step| step.step.chars().count())
-        .max()
-        .unwrap_or(0)
-        .max("step".len());
+    let steps: Vec<Step> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let total = steps.iter().map(|step| step.end_us()).max().unwrap_or(0);
+    let width = steps.iter().map(|step| step.step.chars().count()).max().unwrap_or(0).max("step".len());
     let mut output = String::new();
     if steps.is_empty() {
         return output;
     }
     // Writing to a string cannot fail.
-    let _ = writeln!(
-        output,
-        "{:<width$}  {:>10}  {:>10}",
-        "step", "start ms", "took ms"
-    );
+    let _ = writeln!(output, "{:<width$}  {:>10}  {:>10}", "step", "start ms", "took ms");
     for step in &steps {
         let from = chart_column(step.start_us, total);
-        let to = chart_column(step.start_us.saturating_add(step.duration_us), total).max(from + 1);
+        let to = chart_column(step.end_us(), total).max(from + 1);
         let _ = writeln!(
             output,
             "{:<width$}  {:>10}  {:>10}  {}{}",
             step.step,
             milliseconds(step.start_us),
-            milliseconds(step.duration_us),
+            milliseconds(step.took_us()),
             " ".repeat(from),
             "#".repeat(to - from),
         );
     }
-    let _ = writeln!(
-        output,
-        "{:<width$}  {:>10}  {:>10}",
-        "total",
-        "",
-        milliseconds(total)
-    );
+    let _ = writeln!(output, "{:<width$}  {:>10}  {:>10}", "total", "", milliseconds(total));
     output
 }
 
@@ -83,19 +72,15 @@ mod tests {
                     {\"step\":\"boot\",\"start_us\":500,\"duration_us\":500}\n";
         let table = table(text);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(
-            lines[1],
-            format!("load       0.000       0.500  {}", "#".repeat(20))
-        );
-        assert_eq!(
-            lines[2],
-            format!(
-                "boot       0.500       0.500  {}{}",
-                " ".repeat(20),
-                "#".repeat(20)
-            )
-        );
+        assert_eq!(lines[1], format!("load       0.000       0.500  {}", "#".repeat(20)));
+        assert_eq!(lines[2], format!("boot       0.500       0.500  {}{}", " ".repeat(20), "#".repeat(20)));
         assert!(lines[3].ends_with("1.000"));
+    }
+
+    #[test]
+    fn a_step_that_did_not_end_took_no_time() {
+        let table = table("{\"step\":\"boot\",\"start_us\":0,\"duration_us\":null,\"ok\":false}\n");
+        assert!(table.contains("boot       0.000       0.000"), "{table}");
     }
 
     #[test]

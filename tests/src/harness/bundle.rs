@@ -21,10 +21,7 @@ impl Bundle {
     /// command `true`.
     #[must_use]
     pub fn builder() -> BundleBuilder {
-        BundleBuilder {
-            config: base_config(),
-            rootfs: true,
-        }
+        BundleBuilder { config: base_config(), rootfs: true }
     }
 
     /// The shortest way to a bundle that runs a line of shell.
@@ -83,10 +80,7 @@ impl BundleBuilder {
     /// The process's arguments, the program first.
     #[must_use]
     pub fn args<S: AsRef<str>>(self, args: impl IntoIterator<Item = S>) -> Self {
-        let args: Vec<Value> = args
-            .into_iter()
-            .map(|arg| Value::from(arg.as_ref()))
-            .collect();
+        let args: Vec<Value> = args.into_iter().map(|arg| Value::from(arg.as_ref())).collect();
         self.set("/process/args", args)
     }
 
@@ -139,10 +133,7 @@ impl BundleBuilder {
     /// Adds a mount after the default ones.
     #[must_use]
     pub fn mount(self, destination: &str, kind: &str, source: &str, options: &[&str]) -> Self {
-        self.push(
-            "/mounts",
-            json!({"destination": destination, "type": kind, "source": source, "options": options}),
-        )
+        self.push("/mounts", json!({"destination": destination, "type": kind, "source": source, "options": options}))
     }
 
     /// Binds a folder or file of the host.
@@ -156,14 +147,9 @@ impl BundleBuilder {
     #[must_use]
     pub fn hook(self, phase: &str, hook: Value) -> Self {
         self.edit(|config| {
-            let hooks = config
-                .as_object_mut()
-                .map(|config| config.entry("hooks").or_insert_with(|| json!({})));
+            let hooks = config.as_object_mut().map(|config| config.entry("hooks").or_insert_with(|| json!({})));
             if let Some(hooks) = hooks.and_then(Value::as_object_mut)
-                && let Some(phase) = hooks
-                    .entry(phase)
-                    .or_insert_with(|| json!([]))
-                    .as_array_mut()
+                && let Some(phase) = hooks.entry(phase).or_insert_with(|| json!([])).as_array_mut()
             {
                 phase.push(hook);
             }
@@ -173,10 +159,7 @@ impl BundleBuilder {
     /// Adds a hook that runs `sh -c script` on the host.
     #[must_use]
     pub fn shell_hook(self, phase: &str, script: &str) -> Self {
-        self.hook(
-            phase,
-            json!({"path": "/bin/sh", "args": ["sh", "-c", script]}),
-        )
+        self.hook(phase, json!({"path": "/bin/sh", "args": ["sh", "-c", script]}))
     }
 
     /// A field of the cgroup limits, by its name in the specification ("memory", "cpu", "pids", …).
@@ -255,21 +238,14 @@ impl BundleBuilder {
         if self.rootfs {
             busybox_rootfs(&folder.path().join("rootfs"))?;
         }
-        let bundle = Bundle {
-            folder,
-            config: self.config,
-        };
-        bundle.overwrite_config(
-            &serde_json::to_string_pretty(&bundle.config).context("cannot write JSON")?,
-        )?;
+        let bundle = Bundle { folder, config: self.config };
+        bundle.overwrite_config(&serde_json::to_string_pretty(&bundle.config).context("cannot write JSON")?)?;
         Ok(bundle)
     }
 
     fn set(self, pointer: &str, value: impl Into<Value>) -> Self {
         self.edit(|config| {
-            *config
-                .pointer_mut(pointer)
-                .expect("the base configuration has every field that is set") = value.into();
+            *config.pointer_mut(pointer).expect("the base configuration has every field that is set") = value.into();
         })
     }
 
@@ -289,10 +265,7 @@ impl BundleBuilder {
 }
 
 fn list<'a>(config: &'a mut Value, pointer: &str) -> &'a mut Vec<Value> {
-    config
-        .pointer_mut(pointer)
-        .and_then(Value::as_array_mut)
-        .expect("the base configuration has every list")
+    config.pointer_mut(pointer).and_then(Value::as_array_mut).expect("the base configuration has every list")
 }
 
 /// What `runc spec` writes, but for the differences that [`Bundle::builder`] names.
@@ -380,21 +353,9 @@ mod tests {
             .unwrap();
         let spec = Spec::load(bundle.path().join("config.json")).unwrap();
         let process = spec.process().as_ref().unwrap();
-        assert_eq!(
-            process.args().as_ref().unwrap().as_slice(),
-            ["sh", "-c", "id"]
-        );
+        assert_eq!(process.args().as_ref().unwrap().as_slice(), ["sh", "-c", "id"]);
         assert_eq!(process.rlimits().as_ref().unwrap().len(), 1);
-        assert_eq!(
-            spec.hooks()
-                .as_ref()
-                .unwrap()
-                .prestart()
-                .as_ref()
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(spec.hooks().as_ref().unwrap().prestart().as_ref().unwrap().len(), 1);
         assert!(bundle.rootfs().join("bin/sh").exists());
     }
 

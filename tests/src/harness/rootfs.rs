@@ -26,10 +26,7 @@ const FOLDERS: &[(&str, u32)] = &[
 ];
 
 const FILES: &[(&str, &str)] = &[
-    (
-        "etc/passwd",
-        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n",
-    ),
+    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\n"),
     ("etc/group", "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n"),
     ("etc/hosts", "127.0.0.1 localhost\n"),
 ];
@@ -51,25 +48,12 @@ pub fn busybox_rootfs(root: &Path) -> Result<()> {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let busybox = root.join("bin/busybox");
-    fs::copy(BUSYBOX, &busybox)
-        .with_context(|| format!("cannot copy {BUSYBOX}: is busybox-static installed?"))?;
-    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755))
-        .context("cannot set busybox's mode")?;
-    let list = Command::new(&busybox)
-        .arg("--list")
-        .output()
-        .context("cannot run busybox")?;
-    ensure!(
-        list.status.success(),
-        "busybox --list failed: {}",
-        list.status
-    );
-    for applet in String::from_utf8_lossy(&list.stdout)
-        .lines()
-        .filter(|name| *name != "busybox")
-    {
-        symlink("busybox", root.join("bin").join(applet))
-            .with_context(|| format!("cannot link {applet}"))?;
+    fs::copy(BUSYBOX, &busybox).with_context(|| format!("cannot copy {BUSYBOX}: is busybox-static installed?"))?;
+    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755)).context("cannot set busybox's mode")?;
+    let list = Command::new(&busybox).arg("--list").output().context("cannot run busybox")?;
+    ensure!(list.status.success(), "busybox --list failed: {}", list.status);
+    for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox") {
+        symlink("busybox", root.join("bin").join(applet)).with_context(|| format!("cannot link {applet}"))?;
     }
     Ok(())
 }
@@ -82,10 +66,7 @@ mod tests {
     fn a_shell_runs_in_the_root_file_system() {
         let dir = tempfile::tempdir().unwrap();
         busybox_rootfs(dir.path()).unwrap();
-        let output = Command::new(dir.path().join("bin/sh"))
-            .args(["-c", "echo ok"])
-            .output()
-            .unwrap();
+        let output = Command::new(dir.path().join("bin/sh")).args(["-c", "echo ok"]).output().unwrap();
         assert_eq!(output.stdout, b"ok\n");
         assert!(dir.path().join("bin/cat").is_symlink());
     }

@@ -15,8 +15,7 @@ impl Count {
     /// program.
     pub(crate) fn add_line(&mut self, line: &str) {
         let line = line.trim();
-        let Some(counts) = nextest_summary(line).or_else(|| line.strip_prefix("test result:"))
-        else {
+        let Some(counts) = nextest_summary(line).or_else(|| line.strip_prefix("test result:")) else {
             return;
         };
         for (number, word) in pairs(counts) {
@@ -32,11 +31,7 @@ impl Count {
 
 impl fmt::Display for Count {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{} passed, {} failed, {} skipped",
-            self.passed, self.failed, self.skipped
-        )
+        write!(formatter, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
@@ -51,10 +46,7 @@ fn pairs(counts: &str) -> impl Iterator<Item = (u64, &str)> {
     counts.split([',', ';']).flat_map(|part| {
         let part = part.split('(').next().unwrap_or_default();
         let words: Vec<&str> = part.split_whitespace().collect();
-        words
-            .windows(2)
-            .filter_map(|pair| Some((pair[0].parse().ok()?, pair[1])))
-            .collect::<Vec<_>>()
+        words.windows(2).filter_map(|pair| Some((pair[0].parse().ok()?, pair[1]))).collect::<Vec<_>>()
     })
 }
 
@@ -72,30 +64,16 @@ mod tests {
 
     #[test]
     fn nextests_summary_is_read_with_slow_and_timed_out_tests() {
-        let line = "     Summary [   1.234s] 7/9 tests run: 4 passed (2 slow, 1 leaky), 2 failed, 1 timed out, 3 skipped\n";
-        assert_eq!(
-            count(&[line]),
-            Count {
-                passed: 4,
-                failed: 3,
-                skipped: 3
-            }
-        );
+        let line =
+            "     Summary [   1.234s] 7/9 tests run: 4 passed (2 slow, 1 leaky), 2 failed, 1 timed out, 3 skipped\n";
+        assert_eq!(count(&[line]), Count { passed: 4, failed: 3, skipped: 3 });
     }
 
     #[test]
     fn cargos_results_are_added_up() {
         let first = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
-        let second =
-            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert_eq!(
-            count(&[first, second]),
-            Count {
-                passed: 7,
-                failed: 1,
-                skipped: 1
-            }
-        );
+        let second = "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(count(&[first, second]), Count { passed: 7, failed: 1, skipped: 1 });
     }
 
     #[test]
@@ -105,14 +83,6 @@ mod tests {
 
     #[test]
     fn the_closing_line_has_all_three_numbers() {
-        assert_eq!(
-            Count {
-                passed: 1,
-                failed: 2,
-                skipped: 3
-            }
-            .to_string(),
-            "1 passed, 2 failed, 3 skipped"
-        );
+        assert_eq!(Count { passed: 1, failed: 2, skipped: 3 }.to_string(), "1 passed, 2 failed, 3 skipped");
     }
 }

@@ -1,1 +1,19 @@
-//! The host cgroup of a sandbox's processes.
+//! The host's control group of a sandbox's processes (the supervisor, the virtual machine). It groups and accounts;
+//! limits hold in the guest, so none is set here.
+//!
+//! ```text
+//! plan (names the directories that it will make) --journal--> create --> add_process ... --> remove
+//! ```
+//! Version 2 has one directory; version 1, and a host with both, one per mounted hierarchy. A hierarchy that we may not
+//! write to is skipped.
+
+mod error;
+mod hierarchy;
+mod path;
+mod remove;
+mod sandbox;
+mod systemd;
+
+pub use error::CgroupError;
+pub use remove::remove_directories;
+pub use sandbox::{CgroupPlan, SandboxCgroup};

@@ -124,10 +124,6 @@ pub enum HypervisorError {
 impl HypervisorError {
     /// A [`HypervisorError::Host`] from an I/O error.
     pub fn host(operation: Operation, what: impl Into<String>, source: io::Error) -> Self {
-        Self::Host {
-            operation,
-            what: what.into(),
-            source,
-        }
+        Self::Host { operation, what: what.into(), source }
     }
 }

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -26,9 +26,7 @@ fn short(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let directory = File::open(parent)?;
-    let short = Path::new("/proc/self/fd")
-        .join(directory.as_raw_fd().to_string())
-        .join(name);
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
     Ok((short, Some(directory)))
 }
 
@@ -54,6 +52,15 @@ pub async fn open(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(address).await
 }
 
+/// [`open`] for callers outside of a runtime: a Unix socket connects at once or not at all.
+///
+/// # Errors
+/// What the system says.
+pub fn open_blocking(path: &Path) -> io::Result<StdStream> {
+    let (address, _directory) = short(path)?;
+    StdStream::connect(address)
+}
+
 /// Connects to the guest's `port` through the socket at `path`. Has no deadline of its own.
 ///
 /// # Errors
@@ -61,20 +68,14 @@ pub async fn open(path: &Path) -> io::Result<UnixStream> {
 /// `InvalidData` for an answer that is none, or what the system says.
 pub async fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = open(path).await?;
-    stream
-        .write_all(format!("CONNECT {port}\n").as_bytes())
-        .await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     let line = read_line(&mut stream).await?;
     match line.strip_prefix("OK ") {
         Some(_) => Ok(stream),
-        None if line.is_empty() => Err(io::Error::new(
-            io::ErrorKind::ConnectionRefused,
-            "nothing listens on the port in the guest",
-        )),
-        None => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("the answer was {line:?}"),
-        )),
+        None if line.is_empty() => {
+            Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nothing listens on the port in the guest"))
+        }
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, format!("the answer was {line:?}"))),
     }
 }
 
@@ -84,15 +85,9 @@ pub async fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
 /// `InvalidData` for another line.
 pub async fn read_connect(stream: &mut UnixStream) -> io::Result<u32> {
     let line = read_line(stream).await?;
-    let port = line
-        .split_once(' ')
-        .filter(|(verb, _)| verb.eq_ignore_ascii_case("connect"));
-    port.and_then(|(_, port)| port.parse().ok()).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{line:?} is not CONNECT and a port"),
-        )
-    })
+    let port = line.split_once(' ').filter(|(verb, _)| verb.eq_ignore_ascii_case("connect"));
+    port.and_then(|(_, port)| port.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{line:?} is not CONNECT and a port")))
 }
 
 /// Reads up to a line's end, byte by byte so that nothing after it is taken. The end of the stream is a line too.
@@ -101,10 +96,7 @@ async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> 
     let mut byte = [0];
     while stream.read(&mut byte).await? == 1 && byte != *b"\n" {
         if line.len() == LINE_LIMIT {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the line of the handshake is too long",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the line of the handshake is too long"));
         }
         line.push(byte[0]);
     }

@@ -24,9 +24,9 @@ mod validate;
 
 pub use error::{HypervisorError, Operation};
 pub use types::{
-    AgentChannel, BootSource, Capabilities, ConsoleSink, DeviceConfig, DeviceId, ExitCause,
-    KernelImage, MiB, NetQueueFds, ProcessRole, ResizeRequest, Resized, ShareCache, StopDeadlines,
-    VmConfig, VmExit, VmMetrics, VmProcess, VmState,
+    AgentChannel, BootSource, Capabilities, ConsoleSink, DeviceConfig, DeviceId, ExitCause, KernelImage, MiB,
+    NetQueueFds, ProcessRole, ResizeRequest, Resized, ShareCache, StopDeadlines, VmConfig, VmExit, VmMetrics,
+    VmProcess, VmState,
 };
 
 use std::fmt;

@@ -27,14 +27,7 @@ impl VmState {
     /// # Errors
     /// [`HypervisorError::WrongState`] when the state forbids the operation.
     pub const fn check(self, operation: Operation) -> Result<(), HypervisorError> {
-        if self.allows(operation) {
-            Ok(())
-        } else {
-            Err(HypervisorError::WrongState {
-                operation,
-                state: self,
-            })
-        }
+        if self.allows(operation) { Ok(()) } else { Err(HypervisorError::WrongState { operation, state: self }) }
     }
 }
 

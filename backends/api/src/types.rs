@@ -274,18 +274,10 @@ impl fmt::Display for ExitCause {
             Self::Signal { process, signal } => {
                 write!(f, "{process} was killed by signal {signal}")
             }
-            Self::Status {
-                process,
-                status,
-                message,
-            } if message.is_empty() => {
+            Self::Status { process, status, message } if message.is_empty() => {
                 write!(f, "{process} ended with status {status}")
             }
-            Self::Status {
-                process,
-                status,
-                message,
-            } => write!(f, "{process} ended with status {status}: {message}"),
+            Self::Status { process, status, message } => write!(f, "{process} ended with status {status}: {message}"),
         }
     }
 }
@@ -353,19 +345,11 @@ pub struct StopDeadlines {
 
 impl StopDeadlines {
     /// Straight to SIGKILL.
-    pub const NOW: Self = Self {
-        guest: Duration::ZERO,
-        quit: Duration::ZERO,
-        term: Duration::ZERO,
-    };
+    pub const NOW: Self = Self { guest: Duration::ZERO, quit: Duration::ZERO, term: Duration::ZERO };
 }
 
 impl Default for StopDeadlines {
     fn default() -> Self {
-        Self {
-            guest: Duration::from_secs(3),
-            quit: Duration::from_secs(2),
-            term: Duration::from_secs(2),
-        }
+        Self { guest: Duration::from_secs(3), quit: Duration::from_secs(2), term: Duration::from_secs(2) }
     }
 }

@@ -13,10 +13,7 @@ const COMMAND_LINE_LIMIT: usize = 2047 - 512;
 const TAG_LIMIT: usize = 36;
 
 fn refuse(option: &'static str, problem: impl Into<String>) -> HypervisorError {
-    HypervisorError::Config {
-        option,
-        problem: problem.into(),
-    }
+    HypervisorError::Config { option, problem: problem.into() }
 }
 
 fn readable_file(option: &'static str, path: &Path) -> Result<(), HypervisorError> {
@@ -24,11 +21,8 @@ fn readable_file(option: &'static str, path: &Path) -> Result<(), HypervisorErro
     if path.as_os_str().is_empty() {
         return Err(refuse(option, "no path is given"));
     }
-    let file = std::fs::File::open(path)
-        .map_err(|e| refuse(option, format!("cannot read {shown}: {e}")))?;
-    let meta = file
-        .metadata()
-        .map_err(|e| refuse(option, format!("cannot read {shown}: {e}")))?;
+    let file = std::fs::File::open(path).map_err(|e| refuse(option, format!("cannot read {shown}: {e}")))?;
+    let meta = file.metadata().map_err(|e| refuse(option, format!("cannot read {shown}: {e}")))?;
     if meta.is_dir() {
         return Err(refuse(option, format!("{shown} is a directory")));
     }
@@ -46,21 +40,12 @@ impl VmConfig {
     pub fn validate(&self) -> Result<(), HypervisorError> {
         if self.id.is_empty()
             || self.id.len() > 128
-            || !self
-                .id
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_.+-".contains(&b))
+            || !self.id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.+-".contains(&b))
         {
             return Err(refuse("id", format!("{:?} is not an id", self.id)));
         }
         if !self.run_dir.is_absolute() || !self.run_dir.is_dir() {
-            return Err(refuse(
-                "run_dir",
-                format!(
-                    "{} is not an existing absolute directory",
-                    self.run_dir.display()
-                ),
-            ));
+            return Err(refuse("run_dir", format!("{} is not an existing absolute directory", self.run_dir.display())));
         }
         readable_file("kernel", &self.kernel.0)?;
         match &self.boot {
@@ -93,41 +78,26 @@ impl VmConfig {
         if self.max_vcpus < self.vcpus {
             return Err(refuse(
                 "default_maxvcpus",
-                format!(
-                    "{} is less than the {} vCPUs at boot",
-                    self.max_vcpus, self.vcpus
-                ),
+                format!("{} is less than the {} vCPUs at boot", self.max_vcpus, self.vcpus),
             ));
         }
         if self.memory.0 < LEAST_MEMORY_MIB {
             return Err(refuse(
                 "default_memory",
-                format!(
-                    "{} is too little: at least {LEAST_MEMORY_MIB} MiB are needed",
-                    self.memory
-                ),
+                format!("{} is too little: at least {LEAST_MEMORY_MIB} MiB are needed", self.memory),
             ));
         }
         if self.max_memory < self.memory {
             return Err(refuse(
                 "default_maxmemory",
-                format!(
-                    "{} is less than the {} at boot",
-                    self.max_memory, self.memory
-                ),
+                format!("{} is less than the {} at boot", self.max_memory, self.memory),
             ));
         }
         if self.max_memory.0 > MOST_MEMORY_MIB {
-            return Err(refuse(
-                "default_maxmemory",
-                format!("{} is more than a guest can address", self.max_memory),
-            ));
+            return Err(refuse("default_maxmemory", format!("{} is more than a guest can address", self.max_memory)));
         }
         if self.guest_cid < 3 || self.guest_cid == u32::MAX {
-            return Err(refuse(
-                "guest_cid",
-                format!("{} is reserved", self.guest_cid),
-            ));
+            return Err(refuse("guest_cid", format!("{} is reserved", self.guest_cid)));
         }
         Ok(())
     }
@@ -136,10 +106,7 @@ impl VmConfig {
         let mut length = 0;
         for param in &self.kernel_params {
             if param.is_empty() || param.chars().any(char::is_control) {
-                return Err(refuse(
-                    "kernel_params",
-                    format!("{param:?} is not a kernel parameter"),
-                ));
+                return Err(refuse("kernel_params", format!("{param:?} is not a kernel parameter")));
             }
             length += param.len() + 1;
         }
@@ -161,20 +128,11 @@ impl DeviceConfig {
     pub fn validate(&self) -> Result<(), HypervisorError> {
         match self {
             Self::Share { tag, source, .. } => {
-                if tag.is_empty()
-                    || tag.len() > TAG_LIMIT
-                    || !tag.bytes().all(|b| b.is_ascii_graphic() && b != b',')
-                {
-                    return Err(refuse(
-                        "share",
-                        format!("{tag:?} is not a tag of 1 to {TAG_LIMIT} plain characters"),
-                    ));
+                if tag.is_empty() || tag.len() > TAG_LIMIT || !tag.bytes().all(|b| b.is_ascii_graphic() && b != b',') {
+                    return Err(refuse("share", format!("{tag:?} is not a tag of 1 to {TAG_LIMIT} plain characters")));
                 }
                 if !source.is_dir() {
-                    return Err(refuse(
-                        "share",
-                        format!("{} is not a directory", source.display()),
-                    ));
+                    return Err(refuse("share", format!("{} is not a directory", source.display())));
                 }
             }
             Self::Block { path, .. } => readable_file("block device", path)?,
@@ -183,16 +141,10 @@ impl DeviceConfig {
                     return Err(refuse("network interface", "it needs 1 to 256 queues"));
                 }
                 if *mtu < 68 {
-                    return Err(refuse(
-                        "network interface",
-                        format!("an MTU of {mtu} is too small: IPv4 needs 68"),
-                    ));
+                    return Err(refuse("network interface", format!("an MTU of {mtu} is too small: IPv4 needs 68")));
                 }
                 if mac[0] & 1 != 0 {
-                    return Err(refuse(
-                        "network interface",
-                        "its hardware address is a group address",
-                    ));
+                    return Err(refuse("network interface", "its hardware address is a group address"));
                 }
             }
         }

@@ -32,7 +32,12 @@ fn lines(machine_type: MachineType, acceleration: Acceleration) -> Vec<String> {
         vsock: 12,
         fs: Some(FsPart { fd: 13, tag: "kataShared".to_owned() }),
         disks: vec![DiskPart { id: "dev1".to_owned(), blockdev: "{}".to_owned() }],
-        nets: vec![NetPart { id: "dev2".to_owned(), fds: vec![14, 15], mac: "02:00:00:00:00:01".to_owned(), mtu: 1450 }],
+        nets: vec![NetPart {
+            id: "dev2".to_owned(),
+            fds: vec![14, 15],
+            mac: "02:00:00:00:00:01".to_owned(),
+            mtu: 1450,
+        }],
     };
     let mut lines: Vec<String> = Vec::new();
     for arg in build(&options, &parts) {
@@ -46,7 +51,7 @@ fn lines(machine_type: MachineType, acceleration: Acceleration) -> Vec<String> {
     lines
 }
 
-const BEFORE_DEVICES: [&str; 16] = [
+const BEFORE_DEVICES: [&str; 14] = [
     "-object memory-backend-memfd,id=mem,size=256M,share=on",
     "-nodefaults",
     "-no-user-config",
@@ -61,13 +66,11 @@ const BEFORE_DEVICES: [&str; 16] = [
     "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     "-kernel /boot/vmlinuz",
     "-initrd /boot/initrd, with comma.img",
-    "",
-    "",
 ];
 
 fn check(machine_type: MachineType, acceleration: Acceleration, head: [&str; 6], append: &str, devices: &[&str]) {
     let mut expected: Vec<&str> = head.to_vec();
-    expected.extend(BEFORE_DEVICES.iter().filter(|line| !line.is_empty()));
+    expected.extend(BEFORE_DEVICES);
     expected.push(append);
     expected.extend(devices);
     assert_eq!(lines(machine_type, acceleration), expected);

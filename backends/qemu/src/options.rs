@@ -32,13 +32,12 @@ impl std::str::FromStr for MachineType {
     type Err = HypervisorError;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        [Self::Q35, Self::Pc, Self::Microvm]
-            .into_iter()
-            .find(|kind| kind.as_str() == name)
-            .ok_or_else(|| HypervisorError::Config {
+        [Self::Q35, Self::Pc, Self::Microvm].into_iter().find(|kind| kind.as_str() == name).ok_or_else(|| {
+            HypervisorError::Config {
                 option: "machine_type",
                 problem: format!("{name:?} is not one of q35, pc, microvm"),
-            })
+            }
+        })
     }
 }
 
@@ -127,8 +126,7 @@ impl QemuOptions {
     pub fn find_binary(&self) -> Result<PathBuf, HypervisorError> {
         let executable = |path: &Path| {
             use std::os::unix::fs::PermissionsExt;
-            path.metadata()
-                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+            path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
         };
         let found = if self.binary.components().count() > 1 {
             Some(self.binary.clone()).filter(|path| executable(path))
@@ -151,19 +149,15 @@ impl QemuOptions {
         match (self.accelerator, kvm.usable) {
             (Accelerator::Tcg, _) | (Accelerator::Auto, false) => Ok(Acceleration::Tcg),
             (Accelerator::Kvm | Accelerator::Auto, true) => Ok(Acceleration::Kvm),
-            (Accelerator::Kvm, false) => Err(HypervisorError::Config {
-                option: "accelerator",
-                problem: kvm.reason.clone(),
-            }),
+            (Accelerator::Kvm, false) => {
+                Err(HypervisorError::Config { option: "accelerator", problem: kvm.reason.clone() })
+            }
         }
     }
 
     pub(crate) fn probe(&self) -> KvmProbe {
         if self.accelerator == Accelerator::Tcg {
-            return KvmProbe {
-                usable: false,
-                reason: "the configuration asks for tcg".to_owned(),
-            };
+            return KvmProbe { usable: false, reason: "the configuration asks for tcg".to_owned() };
         }
         probe::kvm_probe()
     }

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 use stockade_hypervisor::{ExitCause, ProcessRole, VmProcess};
-use tokio::io::unix::AsyncFd;
 use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::{oneshot, watch};
 
@@ -45,15 +45,8 @@ impl Ended {
     /// The same as a machine's exit.
     pub(crate) fn cause(&self, process: ProcessRole) -> ExitCause {
         match self {
-            Self::Signal(signal) => ExitCause::Signal {
-                process,
-                signal: *signal,
-            },
-            Self::Status(status, message) => ExitCause::Status {
-                process,
-                status: *status,
-                message: message.clone(),
-            },
+            Self::Signal(signal) => ExitCause::Signal { process, signal: *signal },
+            Self::Status(status, message) => ExitCause::Status { process, status: *status, message: message.clone() },
         }
     }
 }
@@ -93,16 +86,12 @@ fn on_spawner(job: Job) -> io::Result<()> {
                 }
             };
             // When two threads come here at once, the loser's channel closes and its thread ends without a job.
-            std::thread::Builder::new()
-                .name("qemu-spawn".to_owned())
-                .spawn(run)?;
+            std::thread::Builder::new().name("qemu-spawn".to_owned()).spawn(run)?;
             SPAWNER.get_or_init(|| Mutex::new(sender))
         }
     };
     let sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
-    sender
-        .send(job)
-        .map_err(|_| io::Error::other("the spawning thread has ended"))
+    sender.send(job).map_err(|_| io::Error::other("the spawning thread has ended"))
 }
 
 struct Spawned {
@@ -117,24 +106,16 @@ fn spawn(launch: &Launch) -> Result<Spawned, SpawnError> {
         let what = format!("{what} {program}");
         move |source: io::Error| SpawnError { what, source }
     };
-    let (output, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
-        .map_err(io::Error::from)
-        .map_err(fail("make a pipe for"))?;
+    let (output, writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from).map_err(fail("make a pipe for"))?;
     let (stages, stage) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(io::Error::from)
         .map_err(fail("make a pipe for"))?;
     let second = writer.try_clone().map_err(fail("make a pipe for"))?;
     let mut command = Command::new(&launch.program);
-    command
-        .args(&launch.args)
-        .stdin(Stdio::null())
-        .stdout(writer)
-        .stderr(second);
+    command.args(&launch.args).stdin(Stdio::null()).stdout(writer).stderr(second);
     // Nothing of the supervisor's environment is the child's business, LD_PRELOAD and friends least of all.
-    command
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C");
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
     ChildSetup {
         keep: launch.keep.iter().map(|fd| fd.as_raw_fd()).collect(),
         netns: launch.netns.as_ref().map(|fd| fd.as_raw_fd()),
@@ -147,11 +128,7 @@ fn spawn(launch: &Launch) -> Result<Spawned, SpawnError> {
         Err(source) => {
             let mut told = [0; 8];
             let count = File::from(stages).read(&mut told).unwrap_or(0);
-            let stage = told
-                .iter()
-                .take(count)
-                .next_back()
-                .and_then(|byte| Stage::from_byte(*byte));
+            let stage = told.iter().take(count).next_back().and_then(|byte| Stage::from_byte(*byte));
             return Err(fail(match stage {
                 None => "fork for",
                 Some(Stage::Session) => "set up a session for",
@@ -161,8 +138,7 @@ fn spawn(launch: &Launch) -> Result<Spawned, SpawnError> {
             })(source));
         }
     };
-    let pid = i32::try_from(child.id())
-        .map_err(|e| fail("find the process id of")(io::Error::other(e)))?;
+    let pid = i32::try_from(child.id()).map_err(|e| fail("find the process id of")(io::Error::other(e)))?;
     // Not reaped before its descriptor exists, so the id still means this child.
     let pidfd = sys::pidfd_open(pid).map_err(fail("open a descriptor of the process"))?;
     Ok(Spawned { pid, pidfd, output })
@@ -174,10 +150,7 @@ impl Process {
         let role = launch.role;
         let program = launch.program.clone();
         let (answer, spawned) = oneshot::channel();
-        let lost = |source| SpawnError {
-            what: format!("spawn {}", program.display()),
-            source,
-        };
+        let lost = |source| SpawnError { what: format!("spawn {}", program.display()), source };
         on_spawner(Box::new(move || {
             if let Err(Ok(orphan)) = answer.send(spawn(&launch)) {
                 // The caller gave up; nobody else knows the child.
@@ -190,21 +163,11 @@ impl Process {
         let start_time = crate::proc_stat::start_time(spawned.pid).unwrap_or(0);
         let pidfd = Arc::new(spawned.pidfd);
         let (sender, ended) = watch::channel(None);
-        let process = Self {
-            role,
-            pid: spawned.pid,
-            start_time,
-            pidfd: Arc::clone(&pidfd),
-            ended,
-        };
+        let process = Self { role, pid: spawned.pid, start_time, pidfd: Arc::clone(&pidfd), ended };
         let output = pipe::Receiver::from_owned_fd(spawned.output).map_err(lost)?;
         let watched = sys::watch_readable(pidfd).map_err(lost)?;
         tokio::spawn(reap(role, spawned.pid, watched, output, sender));
         Ok(process)
-    }
-
-    pub(crate) fn role(&self) -> ProcessRole {
-        self.role
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -212,11 +175,7 @@ impl Process {
     }
 
     pub(crate) fn describe(&self) -> VmProcess {
-        VmProcess {
-            role: self.role,
-            pid: self.pid,
-            start_time: self.start_time,
-        }
+        VmProcess { role: self.role, pid: self.pid, start_time: self.start_time }
     }
 
     /// Sends a signal; nothing happens when the process has ended.
@@ -231,11 +190,7 @@ impl Process {
     /// Waits until the process has ended and is reaped.
     pub(crate) async fn ended(&self) -> Ended {
         let mut ended = self.ended.clone();
-        match ended
-            .wait_for(Option::is_some)
-            .await
-            .map(|ended| ended.clone())
-        {
+        match ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
             Ok(Some(ended)) => ended,
             // The reaping task goes only with its runtime, and the caller with it.
             _ => std::future::pending().await,
@@ -270,10 +225,7 @@ impl Tail {
     fn text(&self) -> String {
         let bytes: Vec<u8> = self.0.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
-        let clean: String = text
-            .chars()
-            .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
-            .collect();
+        let clean: String = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
         clean.trim().to_owned()
     }
 }
@@ -293,17 +245,12 @@ async fn reap(
             while let Ok(count @ 1..) = output.read(&mut buffer).await {
                 let bytes = buffer.get(..count).unwrap_or_default();
                 tracing::debug!(pid, output = %String::from_utf8_lossy(bytes).trim_end(), "{role} says");
-                tail.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(bytes);
+                tail.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
             }
         }
     });
     let status = loop {
-        match waitid(
-            Id::PIDFd(pidfd.get_ref().as_fd()),
-            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
-        ) {
+        match waitid(Id::PIDFd(pidfd.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
             Ok(WaitStatus::Exited(_, status)) => break Ok(status),
             Ok(WaitStatus::Signaled(_, signal, _)) => break Err(signal as i32),
             Ok(_) => {}
@@ -324,10 +271,7 @@ async fn reap(
         reader.abort();
     }
     let ended = match status {
-        Ok(status) => Ended::Status(
-            status,
-            tail.lock().unwrap_or_else(PoisonError::into_inner).text(),
-        ),
+        Ok(status) => Ended::Status(status, tail.lock().unwrap_or_else(PoisonError::into_inner).text()),
         Err(signal) => Ended::Signal(signal),
     };
     sender.send_replace(Some(ended));
@@ -349,14 +293,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_ends_is_reaped_with_its_status_and_last_words() {
-        let process = Process::launch(shell(
-            "head -c 9000 /dev/zero | tr '\\0' x; echo last words >&2; exit 3",
-        ))
-        .await
-        .unwrap();
-        let Ended::Status(3, message) = process.ended().await else {
-            panic!("{:?}", process.has_ended())
-        };
+        let process =
+            Process::launch(shell("head -c 9000 /dev/zero | tr '\\0' x; echo last words >&2; exit 3")).await.unwrap();
+        let Ended::Status(3, message) = process.ended().await else { panic!("{:?}", process.has_ended()) };
         assert!(message.ends_with("last words"), "{message}");
         assert!(message.len() <= TAIL_LIMIT);
         assert!(!std::path::Path::new(&format!("/proc/{}", process.pid())).exists());
@@ -372,9 +311,7 @@ mod tests {
     #[tokio::test]
     async fn a_grandchild_that_holds_the_output_delays_nothing() {
         let process = Process::launch(shell("sleep 5 & exit 0")).await.unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(2), process.ended())
-            .await
-            .unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(2), process.ended()).await.unwrap();
         assert_eq!(ended, Ended::Status(0, String::new()));
     }
 

@@ -1,8 +1,5 @@
 //! The system calls that have no safe face in the crates used here: the hooks between fork and exec, and pidfds.
-#![expect(
-    unsafe_code,
-    reason = "hooks that run between fork and exec, and the pidfd calls"
-)]
+#![expect(unsafe_code, reason = "hooks that run between fork and exec, and the pidfd calls")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -42,18 +39,12 @@ pub(crate) enum Stage {
 
 impl Stage {
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Session, Self::Netns, Self::Descriptors, Self::Exec]
-            .into_iter()
-            .find(|stage| *stage as u8 == byte)
+        [Self::Session, Self::Netns, Self::Descriptors, Self::Exec].into_iter().find(|stage| *stage as u8 == byte)
     }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 impl ChildSetup {
@@ -113,19 +104,9 @@ pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: libc::c_int) -> io::Result<()> {
     // SAFETY: no siginfo is passed, so no memory is read.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
     };
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Watches a descriptor for being readable, on the current runtime.

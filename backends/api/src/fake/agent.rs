@@ -47,18 +47,11 @@ pub(super) struct Server {
 
 impl Server {
     /// Must be called within a tokio runtime.
-    pub(super) fn start(
-        path: PathBuf,
-        handler: Option<AgentHandler>,
-        mode: AgentMode,
-    ) -> io::Result<Self> {
+    pub(super) fn start(path: PathBuf, handler: Option<AgentHandler>, mode: AgentMode) -> io::Result<Self> {
         let listener = hybrid_vsock::bind(&path)?;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        Ok(Self {
-            path,
-            task: tokio::spawn(accept(listener, handler, mode)),
-        })
+        Ok(Self { path, task: tokio::spawn(accept(listener, handler, mode)) })
     }
 }
 
@@ -101,11 +94,7 @@ async fn serve(mut host: UnixStream, handler: Option<AgentHandler>, mode: AgentM
         (AgentMode::Silent, _) => return std::future::pending().await,
         (AgentMode::Refuse, _) | (AgentMode::Serve, None) => return,
     };
-    if host
-        .write_all(format!("OK {port}\n").as_bytes())
-        .await
-        .is_err()
-    {
+    if host.write_all(format!("OK {port}\n").as_bytes()).await.is_err() {
         return;
     }
     // A pair between, so that the machine's end cuts the connection whatever the handler does with its half.

@@ -21,10 +21,7 @@ pub(super) struct Script {
 
 impl fmt::Debug for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Script")
-            .field("calls", &self.calls)
-            .field("delays", &self.delays)
-            .finish_non_exhaustive()
+        f.debug_struct("Script").field("calls", &self.calls).field("delays", &self.delays).finish_non_exhaustive()
     }
 }
 
@@ -36,10 +33,7 @@ impl Script {
             Some((failure, false)) => Some(Arc::clone(failure)),
             None => None,
         };
-        (
-            self.delays.get(&operation).copied().unwrap_or_default(),
-            failure,
-        )
+        (self.delays.get(&operation).copied().unwrap_or_default(), failure)
     }
 
     pub(super) fn agent_mode(&self) -> AgentMode {
@@ -59,25 +53,13 @@ impl FakeControl {
     }
 
     /// Lets the next call of `operation` that the state allows fail; the one after succeeds.
-    pub fn fail_once(
-        &self,
-        operation: Operation,
-        failure: impl Fn() -> HypervisorError + Send + Sync + 'static,
-    ) {
-        lock(&self.inner.script)
-            .failures
-            .insert(operation, (Arc::new(failure), true));
+    pub fn fail_once(&self, operation: Operation, failure: impl Fn() -> HypervisorError + Send + Sync + 'static) {
+        lock(&self.inner.script).failures.insert(operation, (Arc::new(failure), true));
     }
 
     /// Lets every call of `operation` fail until [`FakeControl::succeed`].
-    pub fn fail_always(
-        &self,
-        operation: Operation,
-        failure: impl Fn() -> HypervisorError + Send + Sync + 'static,
-    ) {
-        lock(&self.inner.script)
-            .failures
-            .insert(operation, (Arc::new(failure), false));
+    pub fn fail_always(&self, operation: Operation, failure: impl Fn() -> HypervisorError + Send + Sync + 'static) {
+        lock(&self.inner.script).failures.insert(operation, (Arc::new(failure), false));
     }
 
     /// Takes a scripted failure back.
@@ -113,10 +95,6 @@ impl FakeControl {
 
     /// The present devices.
     pub fn devices(&self) -> Vec<(DeviceId, DeviceConfig)> {
-        lock(&self.inner.machine)
-            .devices
-            .iter()
-            .map(|(id, device)| (id.clone(), device.clone()))
-            .collect()
+        lock(&self.inner.machine).devices.iter().map(|(id, device)| (id.clone(), device.clone())).collect()
     }
 }

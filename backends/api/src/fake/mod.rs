@@ -10,9 +10,8 @@ pub use agent::{AgentHandler, AgentMode};
 pub use control::{Failure, FakeControl};
 
 use crate::{
-    AgentChannel, Capabilities, DeviceConfig, DeviceId, ExitCause, Hypervisor, HypervisorError,
-    MiB, Operation, ResizeRequest, Resized, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess,
-    VmState,
+    AgentChannel, Capabilities, DeviceConfig, DeviceId, ExitCause, Hypervisor, HypervisorError, MiB, Operation,
+    ResizeRequest, Resized, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
 };
 use control::Script;
 use std::collections::BTreeMap;
@@ -121,29 +120,16 @@ impl Inner {
         failure.map_or(Ok(()), |failure| Err(failure()))
     }
 
-    fn refuse_unless(
-        &self,
-        can: bool,
-        operation: Operation,
-        what: &str,
-    ) -> Result<(), HypervisorError> {
+    fn refuse_unless(&self, can: bool, operation: Operation, what: &str) -> Result<(), HypervisorError> {
         if can {
             return Ok(());
         }
-        Err(HypervisorError::Unsupported {
-            operation,
-            backend: NAME,
-            reason: format!("{what} is switched off"),
-        })
+        Err(HypervisorError::Unsupported { operation, backend: NAME, reason: format!("{what} is switched off") })
     }
 }
 
 async fn ended(exit: &mut watch::Receiver<Option<VmExit>>) -> ExitCause {
-    match exit
-        .wait_for(Option::is_some)
-        .await
-        .map(|exit| exit.clone())
-    {
+    match exit.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
         Ok(Some(exit)) => exit.cause,
         // The sender lives in the machine that the caller borrows.
         _ => std::future::pending().await,
@@ -162,21 +148,13 @@ impl FakeHypervisor {
                 starting: false,
                 devices: BTreeMap::new(),
                 next_device: 0,
-                present: Resized {
-                    vcpus: 0,
-                    memory: MiB(0),
-                },
+                present: Resized { vcpus: 0, memory: MiB(0) },
                 agent: None,
             }),
             script: Mutex::new(Script::default()),
             exit: watch::Sender::new(None),
         });
-        (
-            Self {
-                inner: Arc::clone(&inner),
-            },
-            FakeControl::new(inner),
-        )
+        (Self { inner: Arc::clone(&inner) }, FakeControl::new(inner))
     }
 
     fn machine(&self) -> MutexGuard<'_, Machine> {
@@ -188,16 +166,11 @@ impl FakeHypervisor {
         let mut machine = self.machine();
         machine.state.check(Operation::Start)?;
         let Some(config) = &machine.config else {
-            return Err(HypervisorError::WrongState {
-                operation: Operation::Start,
-                state: machine.state,
-            });
+            return Err(HypervisorError::WrongState { operation: Operation::Start, state: machine.state });
         };
         let path = config.run_dir.join(SOCKET);
-        let server =
-            agent::Server::start(path.clone(), self.inner.handler.clone(), mode).map_err(|e| {
-                HypervisorError::host(Operation::Start, format!("listen on {}", path.display()), e)
-            })?;
+        let server = agent::Server::start(path.clone(), self.inner.handler.clone(), mode)
+            .map_err(|e| HypervisorError::host(Operation::Start, format!("listen on {}", path.display()), e))?;
         machine.agent = Some(server);
         machine.state = VmState::Running;
         Ok(())
@@ -242,23 +215,12 @@ impl Hypervisor for FakeHypervisor {
                 problem: format!("at most {} are possible", self.inner.capabilities.max_vcpus),
             });
         }
-        if config
-            .devices
-            .iter()
-            .any(|device| matches!(device, DeviceConfig::Share { .. }))
-        {
-            self.inner.refuse_unless(
-                self.inner.capabilities.share,
-                Operation::Prepare,
-                "sharing directories",
-            )?;
+        if config.devices.iter().any(|device| matches!(device, DeviceConfig::Share { .. })) {
+            self.inner.refuse_unless(self.inner.capabilities.share, Operation::Prepare, "sharing directories")?;
         }
         let mut machine = self.machine();
         machine.state.check(Operation::Prepare)?;
-        machine.present = Resized {
-            vcpus: config.vcpus,
-            memory: config.memory,
-        };
+        machine.present = Resized { vcpus: config.vcpus, memory: config.memory };
         for device in config.devices.clone() {
             machine.insert(device);
         }
@@ -271,10 +233,7 @@ impl Hypervisor for FakeHypervisor {
         {
             let mut machine = self.machine();
             if machine.starting {
-                return Err(HypervisorError::WrongState {
-                    operation: Operation::Start,
-                    state: machine.state,
-                });
+                return Err(HypervisorError::WrongState { operation: Operation::Start, state: machine.state });
             }
             machine.starting = machine.state.allows(Operation::Start);
         }
@@ -308,11 +267,7 @@ impl Hypervisor for FakeHypervisor {
     async fn stop(&self, _deadlines: StopDeadlines) -> Result<VmExit, HypervisorError> {
         self.inner.enter(Operation::Stop).await?;
         let started = matches!(self.state(), VmState::Running | VmState::Paused);
-        self.inner.end(if started {
-            ExitCause::Stopped
-        } else {
-            ExitCause::NeverStarted
-        });
+        self.inner.end(if started { ExitCause::Stopped } else { ExitCause::NeverStarted });
         let cause = ended(&mut self.inner.exit.subscribe()).await;
         Ok(VmExit { cause })
     }
@@ -328,25 +283,13 @@ impl Hypervisor for FakeHypervisor {
         let booted = self.state() != VmState::Prepared;
         match device {
             DeviceConfig::Share { .. } => {
-                self.inner.refuse_unless(
-                    can.share && !booted,
-                    Operation::AddDevice,
-                    "adding a share",
-                )?;
+                self.inner.refuse_unless(can.share && !booted, Operation::AddDevice, "adding a share")?;
             }
             DeviceConfig::Block { .. } if booted => {
-                self.inner.refuse_unless(
-                    can.block_hotplug,
-                    Operation::AddDevice,
-                    "hot-plug of block devices",
-                )?;
+                self.inner.refuse_unless(can.block_hotplug, Operation::AddDevice, "hot-plug of block devices")?;
             }
             DeviceConfig::Net { .. } if booted => {
-                self.inner.refuse_unless(
-                    can.net_hotplug,
-                    Operation::AddDevice,
-                    "hot-plug of network interfaces",
-                )?;
+                self.inner.refuse_unless(can.net_hotplug, Operation::AddDevice, "hot-plug of network interfaces")?;
             }
             DeviceConfig::Block { .. } | DeviceConfig::Net { .. } => {}
         }
@@ -359,11 +302,7 @@ impl Hypervisor for FakeHypervisor {
         self.inner.enter(Operation::RemoveDevice).await?;
         let mut machine = self.machine();
         machine.state.check(Operation::RemoveDevice)?;
-        machine
-            .devices
-            .remove(id)
-            .map(drop)
-            .ok_or_else(|| HypervisorError::NoSuchDevice(id.clone()))
+        machine.devices.remove(id).map(drop).ok_or_else(|| HypervisorError::NoSuchDevice(id.clone()))
     }
 
     async fn resize(&self, request: ResizeRequest) -> Result<Resized, HypervisorError> {
@@ -372,13 +311,10 @@ impl Hypervisor for FakeHypervisor {
         let mut machine = self.machine();
         machine.state.check(Operation::Resize)?;
         let mut present = machine.present;
-        let (max_vcpus, max_memory) = machine
-            .config
-            .as_ref()
-            .map_or((0, MiB(0)), |config| (config.max_vcpus, config.max_memory));
+        let (max_vcpus, max_memory) =
+            machine.config.as_ref().map_or((0, MiB(0)), |config| (config.max_vcpus, config.max_memory));
         if let Some(vcpus) = request.vcpus.filter(|&vcpus| vcpus != present.vcpus) {
-            self.inner
-                .refuse_unless(can.vcpu_hotplug, Operation::Resize, "hot-plug of vCPUs")?;
+            self.inner.refuse_unless(can.vcpu_hotplug, Operation::Resize, "hot-plug of vCPUs")?;
             if vcpus == 0 || vcpus > max_vcpus {
                 return Err(HypervisorError::Config {
                     option: "default_maxvcpus",
@@ -388,11 +324,7 @@ impl Hypervisor for FakeHypervisor {
             present.vcpus = vcpus;
         }
         if let Some(memory) = request.memory.filter(|&memory| memory != present.memory) {
-            self.inner.refuse_unless(
-                can.memory_hotplug,
-                Operation::Resize,
-                "hot-plug of memory",
-            )?;
+            self.inner.refuse_unless(can.memory_hotplug, Operation::Resize, "hot-plug of memory")?;
             if memory > max_memory {
                 return Err(HypervisorError::Config {
                     option: "default_maxmemory",
@@ -411,10 +343,7 @@ impl Hypervisor for FakeHypervisor {
         let run_dir = machine.config.as_ref().map(|config| &config.run_dir);
         run_dir
             .map(|run_dir| AgentChannel::HybridVsock(run_dir.join(SOCKET)))
-            .ok_or(HypervisorError::WrongState {
-                operation: Operation::AgentChannel,
-                state: machine.state,
-            })
+            .ok_or(HypervisorError::WrongState { operation: Operation::AgentChannel, state: machine.state })
     }
 
     async fn metrics(&self) -> Result<VmMetrics, HypervisorError> {

@@ -59,9 +59,7 @@ impl Outcome {
     fn reason(self) -> &'static str {
         match self {
             Self::Usable => "/dev/kvm runs stock guests",
-            Self::Missing => {
-                "there is no /dev/kvm: the processor's virtualisation is off or hidden from this host"
-            }
+            Self::Missing => "there is no /dev/kvm: the processor's virtualisation is off or hidden from this host",
             Self::Forbidden => "/dev/kvm may not be opened: run as root or join the group kvm",
             Self::CannotOpen => "/dev/kvm is there and cannot be opened: no kvm module drives it",
             Self::OldApi => "/dev/kvm speaks another version of the interface than 12",
@@ -73,9 +71,7 @@ impl Outcome {
             Self::InternalError => {
                 "/dev/kvm cannot run stock guests: an SSE instruction in 64-bit mode is an internal error of this KVM"
             }
-            Self::OtherExit => {
-                "/dev/kvm did not run the two instructions of the probe as a processor does"
-            }
+            Self::OtherExit => "/dev/kvm did not run the two instructions of the probe as a processor does",
         }
     }
 }
@@ -83,30 +79,15 @@ impl Outcome {
 /// Runs the probe; takes about a millisecond, at most [`LIMIT`]. Blocks.
 pub fn kvm_probe() -> KvmProbe {
     match sys::in_child(LIMIT) {
-        Ok(Some(status)) => Outcome::ALL
-            .into_iter()
-            .find(|outcome| *outcome as i32 == status)
-            .map_or_else(
-                || KvmProbe {
-                    usable: false,
-                    reason: format!("the probe of /dev/kvm ended with status {status}"),
-                },
-                |outcome| KvmProbe {
-                    usable: outcome == Outcome::Usable,
-                    reason: outcome.reason().to_owned(),
-                },
-            ),
+        Ok(Some(status)) => Outcome::ALL.into_iter().find(|outcome| *outcome as i32 == status).map_or_else(
+            || KvmProbe { usable: false, reason: format!("the probe of /dev/kvm ended with status {status}") },
+            |outcome| KvmProbe { usable: outcome == Outcome::Usable, reason: outcome.reason().to_owned() },
+        ),
         Ok(None) => KvmProbe {
             usable: false,
-            reason: format!(
-                "/dev/kvm did not run two instructions within {} s",
-                LIMIT.as_secs()
-            ),
+            reason: format!("/dev/kvm did not run two instructions within {} s", LIMIT.as_secs()),
         },
-        Err(e) => KvmProbe {
-            usable: false,
-            reason: format!("cannot probe /dev/kvm: {e}"),
-        },
+        Err(e) => KvmProbe { usable: false, reason: format!("cannot probe /dev/kvm: {e}") },
     }
 }
 

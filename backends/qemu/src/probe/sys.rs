@@ -1,14 +1,11 @@
 //! The probe's child: raw KVM calls between fork and exit.
-#![expect(
-    unsafe_code,
-    reason = "fork, mmap and the KVM ioctls of a virtual machine of two instructions"
-)]
+#![expect(unsafe_code, reason = "fork, mmap and the KVM ioctls of a virtual machine of two instructions")]
 
 use super::Outcome;
 use crate::sys::{pidfd_open, pidfd_send_signal};
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, kvm_cpuid_entry2, kvm_cpuid2, kvm_regs,
-    kvm_run, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, kvm_cpuid_entry2, kvm_cpuid2, kvm_regs, kvm_run,
+    kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -42,8 +39,7 @@ const CREATE_VM: libc::Ioctl = request(NONE, 0x01, 0);
 const GET_VCPU_MMAP_SIZE: libc::Ioctl = request(NONE, 0x04, 0);
 const GET_SUPPORTED_CPUID: libc::Ioctl = request(READ | WRITE, 0x05, size_of::<kvm_cpuid2>());
 const CREATE_VCPU: libc::Ioctl = request(NONE, 0x41, 0);
-const SET_USER_MEMORY_REGION: libc::Ioctl =
-    request(WRITE, 0x46, size_of::<kvm_userspace_memory_region>());
+const SET_USER_MEMORY_REGION: libc::Ioctl = request(WRITE, 0x46, size_of::<kvm_userspace_memory_region>());
 const RUN: libc::Ioctl = request(NONE, 0x80, 0);
 const SET_REGS: libc::Ioctl = request(WRITE, 0x82, size_of::<kvm_regs>());
 const GET_SREGS: libc::Ioctl = request(READ, 0x83, size_of::<kvm_sregs>());
@@ -73,10 +69,7 @@ pub(super) fn in_child(limit: Duration) -> io::Result<Option<i32>> {
     let mut waiting = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     let in_time = loop {
         let left = end.saturating_duration_since(Instant::now());
-        match poll(
-            &mut waiting,
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
-        ) {
+        match poll(&mut waiting, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
             Ok(count) => break count > 0,
             Err(nix::errno::Errno::EINTR) => {}
             Err(_) => break false,
@@ -116,9 +109,7 @@ unsafe fn run() -> Result<(), Outcome> {
     // SAFETY: these calls take numbers, or pointers to values of the size in the request that live over the call; the
     // memory given to the machine is never unmapped.
     unsafe {
-        if libc::ioctl(kvm, GET_API_VERSION, 0)
-            != libc::c_int::try_from(KVM_API_VERSION).unwrap_or(12)
-        {
+        if libc::ioctl(kvm, GET_API_VERSION, 0) != libc::c_int::try_from(KVM_API_VERSION).unwrap_or(12) {
             return Err(Outcome::OldApi);
         }
         let vm = or(libc::ioctl(kvm, CREATE_VM, 0), Outcome::NoVm)?;
@@ -130,26 +121,14 @@ unsafe fn run() -> Result<(), Outcome> {
             memory_size: MEMORY_SIZE as u64,
             userspace_addr: memory as u64,
         };
-        or(
-            libc::ioctl(vm, SET_USER_MEMORY_REGION, &raw const region),
-            Outcome::NoMemory,
-        )?;
+        or(libc::ioctl(vm, SET_USER_MEMORY_REGION, &raw const region), Outcome::NoMemory)?;
         let vcpu = or(libc::ioctl(vm, CREATE_VCPU, 0), Outcome::NoVcpu)?;
         set_cpuid(kvm, vcpu);
         set_registers(vcpu)?;
         let size = or(libc::ioctl(kvm, GET_VCPU_MMAP_SIZE, 0), Outcome::NoVcpu)?;
-        let size = usize::try_from(size)
-            .ok()
-            .filter(|size| *size >= size_of::<kvm_run>())
-            .ok_or(Outcome::NoVcpu)?;
-        let shared = libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            vcpu,
-            0,
-        );
+        let size = usize::try_from(size).ok().filter(|size| *size >= size_of::<kvm_run>()).ok_or(Outcome::NoVcpu)?;
+        let shared =
+            libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, vcpu, 0);
         if shared == libc::MAP_FAILED {
             return Err(Outcome::NoVcpu);
         }
@@ -179,12 +158,9 @@ fn guest_memory() -> Result<*mut libc::c_void, Outcome> {
         }
         let base = memory.cast::<u8>();
         base.add(PML4).cast::<u64>().write(PDPT as u64 | TABLE);
-        base.add(PDPT)
-            .cast::<u64>()
-            .write(PAGE_DIRECTORY as u64 | TABLE);
+        base.add(PDPT).cast::<u64>().write(PAGE_DIRECTORY as u64 | TABLE);
         base.add(PAGE_DIRECTORY).cast::<u64>().write(LARGE_PAGE);
-        base.add(CODE)
-            .copy_from_nonoverlapping(INSTRUCTIONS.as_ptr(), INSTRUCTIONS.len());
+        base.add(CODE).copy_from_nonoverlapping(INSTRUCTIONS.as_ptr(), INSTRUCTIONS.len());
         Ok(memory)
     }
 }
@@ -197,10 +173,7 @@ fn set_cpuid(kvm: libc::c_int, vcpu: libc::c_int) {
         entries: [kvm_cpuid_entry2; CPUID_ENTRIES],
     }
     let mut cpuid = Cpuid {
-        header: kvm_cpuid2 {
-            nent: CPUID_ENTRIES as u32,
-            ..Default::default()
-        },
+        header: kvm_cpuid2 { nent: CPUID_ENTRIES as u32, ..Default::default() },
         entries: [kvm_cpuid_entry2::default(); CPUID_ENTRIES],
     };
     // SAFETY: the header says how many entries follow it in the same value.
@@ -214,27 +187,10 @@ fn set_cpuid(kvm: libc::c_int, vcpu: libc::c_int) {
 fn set_registers(vcpu: libc::c_int) -> Result<(), Outcome> {
     let mut sregs = kvm_sregs::default();
     // SAFETY: the value has the size in the request and lives over the call.
-    or(
-        unsafe { libc::ioctl(vcpu, GET_SREGS, &raw mut sregs) },
-        Outcome::NoRegisters,
-    )?;
-    let data = kvm_segment {
-        limit: u32::MAX,
-        selector: 0x10,
-        type_: 3,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    sregs.cs = kvm_segment {
-        selector: 0x8,
-        type_: 11,
-        db: 0,
-        l: 1,
-        ..data
-    };
+    or(unsafe { libc::ioctl(vcpu, GET_SREGS, &raw mut sregs) }, Outcome::NoRegisters)?;
+    let data =
+        kvm_segment { limit: u32::MAX, selector: 0x10, type_: 3, present: 1, db: 1, s: 1, g: 1, ..Default::default() };
+    sregs.cs = kvm_segment { selector: 0x8, type_: 11, db: 0, l: 1, ..data };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.cr3 = PML4 as u64;
     // PAE, OSFXSR and OSXMMEXCPT: page tables of 64-bit mode, and SSE.
@@ -243,22 +199,11 @@ fn set_registers(vcpu: libc::c_int) -> Result<(), Outcome> {
     sregs.cr0 = 0x8001_0033;
     // LME and LMA.
     sregs.efer = 0x500;
-    let regs = kvm_regs {
-        rip: CODE as u64,
-        rsp: MEMORY_SIZE as u64,
-        rflags: 2,
-        ..Default::default()
-    };
+    let regs = kvm_regs { rip: CODE as u64, rsp: MEMORY_SIZE as u64, rflags: 2, ..Default::default() };
     // SAFETY: both values have the sizes in the requests and live over the calls.
     unsafe {
-        or(
-            libc::ioctl(vcpu, SET_SREGS, &raw const sregs),
-            Outcome::NoRegisters,
-        )?;
-        or(
-            libc::ioctl(vcpu, SET_REGS, &raw const regs),
-            Outcome::NoRegisters,
-        )?;
+        or(libc::ioctl(vcpu, SET_SREGS, &raw const sregs), Outcome::NoRegisters)?;
+        or(libc::ioctl(vcpu, SET_REGS, &raw const regs), Outcome::NoRegisters)?;
     }
     Ok(())
 }

@@ -102,7 +102,9 @@ mod tests {
             ("subsystem-reset", Shutdown::Other),
             ("something-new", Shutdown::Other),
         ] {
-            let line = format!(r#"{{"timestamp":{{"seconds":1,"microseconds":2}},"event":"SHUTDOWN","data":{{"guest":true,"reason":"{reason}"}}}}"#);
+            let line = format!(
+                r#"{{"timestamp":{{"seconds":1,"microseconds":2}},"event":"SHUTDOWN","data":{{"guest":true,"reason":"{reason}"}}}}"#
+            );
             assert_eq!(Event::parse(&line), Some(Event::Shutdown(expected)));
         }
     }

@@ -186,7 +186,8 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncBufReadExt, BufReader};
 
-    const GREETING: &str = r#"{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7},"package":""},"capabilities":["oob"]}}"#;
+    const GREETING: &str =
+        r#"{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7},"package":""},"capabilities":["oob"]}}"#;
 
     /// Plays QEMU: answers each command by `answer`, given the command's name and id.
     fn play(answer: impl Fn(&str, u64) -> String + Send + 'static) -> UnixStream {

@@ -1,0 +1,277 @@
+//! Starting a machine's two processes, all their sockets made beforehand so that nothing is waited for by polling.
+//!
+//! ```text
+//!   supervisor ── pair: monitor, console ──────────────▶ QEMU
+//!       │  listens on and connects to vhost-user sockets:   ▲ the connected ends
+//!       │                                                   │
+//!       └── listening ends, hybrid vsock's, lifeline ──▶ stockade vhost-user
+//! ```
+
+use crate::command_line::{self, DiskPart, FsPart, NetPart, Parts};
+use crate::console::{Console, create_log};
+use crate::devices::Device;
+use crate::exit::{self, Processes, Stopping};
+use crate::options::{Acceleration, QemuOptions};
+use crate::process::{Ended, Launch, Process, SpawnError};
+use crate::qmp::{Client, Seen};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use stockade_devices::fs::CachePolicy;
+use stockade_devices::vhost_user::{FsArgs, VhostUserArgs, VsockArgs};
+use stockade_hypervisor::{
+    BootSource, DeviceConfig, ExitCause, HypervisorError, Operation, ProcessRole, ShareCache, VmConfig, hybrid_vsock,
+};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The agent's socket in the sandbox's directory.
+pub(crate) const SOCKET: &str = "vsock.sock";
+/// Serves virtio-fs requests beside the queue's own thread.
+const FS_THREADS: usize = 0;
+
+/// A machine whose monitor has answered.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) processes: Processes,
+    pub(crate) qmp: Client,
+    /// Reads the console until its end.
+    pub(crate) console: JoinHandle<()>,
+    /// The guest's kernel has said that it panics.
+    pub(crate) panicked: Arc<AtomicBool>,
+    /// The device process ends with it.
+    pub(crate) lifeline: StdStream,
+}
+
+/// A start that failed and left nothing behind.
+#[derive(Debug)]
+pub(crate) struct LaunchError {
+    pub(crate) error: HypervisorError,
+    /// How the machine ended, for those who ask later.
+    pub(crate) cause: ExitCause,
+}
+
+impl From<HypervisorError> for LaunchError {
+    fn from(error: HypervisorError) -> Self {
+        Self { error, cause: ExitCause::NeverStarted }
+    }
+}
+
+impl From<SpawnError> for LaunchError {
+    fn from(error: SpawnError) -> Self {
+        HypervisorError::host(Operation::Start, error.what, error.source).into()
+    }
+}
+
+fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> HypervisorError {
+    let what = what.into();
+    move |source| HypervisorError::host(Operation::Start, what, source)
+}
+
+/// Descriptors that a child inherits under their numbers.
+#[derive(Debug, Default)]
+struct Passed(Vec<Arc<OwnedFd>>);
+
+impl Passed {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> RawFd {
+        self.share(&Arc::new(fd.into()))
+    }
+
+    fn share(&mut self, fd: &Arc<OwnedFd>) -> RawFd {
+        self.0.push(Arc::clone(fd));
+        fd.as_raw_fd()
+    }
+}
+
+/// A listening vhost-user socket and a connection to it. No path is left: nobody else shall connect.
+fn vhost_socket(run_dir: &Path, name: &str) -> Result<(OwnedFd, StdStream), HypervisorError> {
+    let path = run_dir.join(name);
+    let listener = hybrid_vsock::bind(&path).map_err(host(format!("listen on {}", path.display())))?;
+    let connected = hybrid_vsock::open_blocking(&path).map_err(host(format!("connect to {}", path.display())));
+    std::fs::remove_file(&path).map_err(host(format!("remove {}", path.display())))?;
+    Ok((listener.into(), connected?))
+}
+
+fn pair(what: &str) -> Result<(StdStream, StdStream), HypervisorError> {
+    StdStream::pair().map_err(host(format!("make a socket pair for {what}")))
+}
+
+fn asynchronous(stream: StdStream, what: &str) -> Result<UnixStream, HypervisorError> {
+    let what = format!("watch the socket of {what}");
+    stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)).map_err(host(what))
+}
+
+fn cache_policy(cache: ShareCache) -> CachePolicy {
+    match cache {
+        ShareCache::Never => CachePolicy::Never,
+        ShareCache::Metadata => CachePolicy::Metadata,
+        ShareCache::Auto => CachePolicy::Auto,
+        ShareCache::Always => CachePolicy::Always,
+    }
+}
+
+/// The launches of both processes and our ends of their sockets.
+struct Plan {
+    hypervisor: Launch,
+    devices: Launch,
+    qmp: StdStream,
+    console: StdStream,
+    log: Option<File>,
+    lifeline: StdStream,
+}
+
+fn plan(
+    binary: PathBuf,
+    options: &QemuOptions,
+    acceleration: Acceleration,
+    config: &VmConfig,
+    devices: &[Device],
+) -> Result<Plan, HypervisorError> {
+    let mut to_qemu = Passed::default();
+    let mut to_devices = Passed::default();
+    let run_dir = &config.run_dir;
+    let (qmp, qmp_end) = pair("QEMU's monitor")?;
+    let (console, console_end) = pair("the console")?;
+    let (lifeline, lifeline_end) = pair("the device process")?;
+    let log = match &config.console_log {
+        Some(path) => Some(create_log(path).map_err(host(format!("make the console's log {}", path.display())))?),
+        None => None,
+    };
+    let agent_socket = run_dir.join(SOCKET);
+    let uds = hybrid_vsock::bind(&agent_socket).map_err(host(format!("listen on {}", agent_socket.display())))?;
+    let directory = File::open(run_dir).map_err(host(format!("open {}", run_dir.display())))?;
+    let (vsock_listener, vsock) = vhost_socket(run_dir, "vhost-vsock.sock")?;
+    let mut args = VhostUserArgs {
+        fs: None,
+        vsock: Some(VsockArgs {
+            listener: to_devices.add(vsock_listener),
+            uds: to_devices.add(uds),
+            guest_cid: u64::from(config.guest_cid),
+            host_sockets: Some((to_devices.add(directory), SOCKET.to_owned())),
+        }),
+        lifeline: to_devices.add(lifeline_end),
+        parent: Some(std::process::id()),
+    };
+    let mut parts = Parts {
+        config,
+        acceleration,
+        qmp: to_qemu.add(qmp_end),
+        console: to_qemu.add(console_end),
+        vsock: to_qemu.add(vsock),
+        fs: None,
+        disks: Vec::new(),
+        nets: Vec::new(),
+    };
+    if let BootSource::Image { image, .. } = &config.boot {
+        let blockdev = command_line::blockdev("boot", image, true).to_string();
+        parts.disks.push(DiskPart { id: "boot".to_owned(), blockdev });
+    }
+    for Device { id, config, .. } in devices {
+        let id = id.0.clone();
+        match config {
+            DeviceConfig::Share { tag, source, cache } => {
+                let (listener, connected) = vhost_socket(run_dir, "vhost-fs.sock")?;
+                parts.fs = Some(FsPart { fd: to_qemu.add(connected), tag: tag.clone() });
+                args.fs = Some(FsArgs {
+                    listener: to_devices.add(listener),
+                    root: source.clone(),
+                    cache: cache_policy(*cache),
+                    threads: FS_THREADS,
+                });
+            }
+            DeviceConfig::Block { path, read_only } => {
+                let blockdev = command_line::blockdev(&id, path, *read_only).to_string();
+                parts.disks.push(DiskPart { id, blockdev });
+            }
+            DeviceConfig::Net { mac, queues, mtu } => parts.nets.push(NetPart {
+                id,
+                fds: queues.0.iter().map(|fd| to_qemu.share(fd)).collect(),
+                mac: crate::devices::mac_text(*mac),
+                mtu: *mtu,
+            }),
+        }
+    }
+    let hypervisor = Launch {
+        role: ProcessRole::Hypervisor,
+        program: binary,
+        args: command_line::build(options, &parts),
+        keep: to_qemu.0,
+        netns: config.netns.clone(),
+    };
+    let devices = Launch {
+        role: ProcessRole::Devices,
+        program: options.stockade_exe.clone(),
+        args: std::iter::once("vhost-user".to_owned()).chain(args.to_args()).map(Into::into).collect(),
+        keep: to_devices.0,
+        netns: None,
+    };
+    Ok(Plan { hypervisor, devices, qmp, console, log, lifeline })
+}
+
+/// Starts the machine; returns when QEMU's monitor has answered, which it does when the machine is complete.
+pub(crate) async fn launch(
+    binary: PathBuf,
+    options: &QemuOptions,
+    acceleration: Acceleration,
+    config: &VmConfig,
+    devices: &[Device],
+    cancel: &CancellationToken,
+) -> Result<Launched, LaunchError> {
+    let plan = plan(binary, options, acceleration, config, devices)?;
+    tracing::debug!(program = %plan.hypervisor.program.display(), args = ?plan.hypervisor.args, "starting QEMU");
+    let devices = Process::launch(plan.devices).await?;
+    let hypervisor = match Process::launch(plan.hypervisor).await {
+        Ok(hypervisor) => hypervisor,
+        Err(e) => {
+            devices.signal(libc::SIGKILL);
+            devices.ended().await;
+            return Err(e.into());
+        }
+    };
+    let processes = Processes { hypervisor, devices };
+    let panicked = Arc::new(AtomicBool::new(false));
+    let talk = async {
+        let console = asynchronous(plan.console, "the console")?;
+        let sink = Console::new(config.console.clone(), plan.log, Arc::clone(&panicked));
+        let console = tokio::spawn(sink.read(console));
+        let stream = asynchronous(plan.qmp, "QEMU's monitor")?;
+        match tokio::time::timeout(options.start_limit, Client::connect(stream, options.answer_limit)).await {
+            Ok(client) => Ok((client, console)),
+            Err(_) => Err(HypervisorError::Timeout { operation: Operation::Start, limit: options.start_limit }),
+        }
+    };
+    let cause = tokio::select! {
+        ended = processes.ended(None) => never_ready(&ended),
+        () = cancel.cancelled() => ExitCause::NeverStarted,
+        client = talk => match client {
+            Ok((Ok(qmp), console)) => {
+                return Ok(Launched { processes, qmp, console, panicked, lifeline: plan.lifeline });
+            }
+            // The connection breaks with the process, whose end says more.
+            Ok((Err(e), _)) => {
+                tracing::debug!(error = %e, "QEMU's monitor gave no greeting");
+                match tokio::time::timeout(options.start_limit, processes.ended(None)).await {
+                    Ok(ended) => never_ready(&ended),
+                    Err(_) => ExitCause::NeverStarted,
+                }
+            }
+            Err(error) => {
+                processes.kill();
+                processes.ended(None).await;
+                return Err(error.into());
+            }
+        },
+    };
+    processes.kill();
+    processes.ended(None).await;
+    Err(LaunchError { error: HypervisorError::Exited { operation: Operation::Start, cause: cause.clone() }, cause })
+}
+
+fn never_ready((hypervisor, devices): &(Ended, Option<Ended>)) -> ExitCause {
+    exit::cause(hypervisor, devices.as_ref(), Seen::default(), false, Stopping::No)
+}

@@ -1,0 +1,18 @@
+//! What the contract tests run beside QEMU, in one program so that they need no other package: as process 1 it is /init
+//! of the contract's guest, with the verb `vhost-user` it is the device process.
+
+mod guest;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        return guest::init();
+    }
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() == Some("vhost-user") {
+        return stockade_devices::vhost_user::main(args);
+    }
+    eprintln!("this program serves the contract tests only");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,34 @@
+//! The contract suite on real QEMU machines under TCG, and what is particular to this backend.
+//!
+//! The guest is the project's own kernel and initrd with another /init laid over it.
+
+mod fixture;
+mod processes;
+
+use fixture::Board;
+use stockade_qemu::MachineType;
+
+mod microvm {
+    use super::*;
+    stockade_hypervisor::hypervisor_contract!(Board(MachineType::Microvm));
+}
+
+mod pc {
+    use super::*;
+    stockade_hypervisor::hypervisor_contract!(Board(MachineType::Pc));
+}
+
+/// q35 differs from pc in its buses; the slow boot is tried once.
+mod q35 {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn devices_plug_as_capabilities_say() {
+        stockade_hypervisor::contract::run("devices_plug_as_capabilities_say", &Board(MachineType::Q35)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_agent_is_reached_and_reads_the_share() {
+        stockade_hypervisor::contract::run("the_agent_is_reached_and_reads_the_share", &Board(MachineType::Q35)).await;
+    }
+}

@@ -14,6 +14,8 @@
 //!
 //! There is no `/proc` in the jail. The file system server needs `/proc/self/fd` to reopen an `O_PATH` descriptor, so
 //! that one directory is opened before as a detached mount, from which no `..` leads out.
+//! A library that looks for `/proc/<thread>/status` (libcap-ng does) finds nothing, or what the guest put into its own
+//! share: it fills a bounding set from it that is never applied.
 //!
 //! **No PID namespace.** It would take a second fork, and the pid that the supervisor watches, limits and finds in its
 //! cgroup would be that of a go-between. What the namespace would prevent is prevented otherwise: the filter has no

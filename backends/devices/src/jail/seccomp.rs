@@ -172,17 +172,32 @@ fn allow_list() -> Result<Rules, JailError> {
     // A working directory of the thread's own, and nothing else.
     rules.insert(libc::SYS_unshare, vec![argument(0, Op::Eq, libc::CLONE_FS.cast_unsigned().into())?]);
     rules.insert(libc::SYS_ioctl, vec![argument(1, Op::Eq, libc::FIONBIO)?]);
-    rules.insert(libc::SYS_prctl, vec![argument(0, Op::Eq, libc::PR_SET_NAME.cast_unsigned().into())?]);
+    // Thread names, and looking at capability sets: libcap-ng does so when a file is made for a user of the guest.
+    let reads_ambient = SeccompRule::new(vec![
+        condition(0, Op::Eq, libc::PR_CAP_AMBIENT.cast_unsigned().into())?,
+        condition(1, Op::Eq, libc::PR_CAP_AMBIENT_IS_SET.cast_unsigned().into())?,
+    ])
+    .map_err(JailError::Filter)?;
+    rules.insert(
+        libc::SYS_prctl,
+        vec![
+            argument(0, Op::Eq, libc::PR_SET_NAME.cast_unsigned().into())?,
+            argument(0, Op::Eq, libc::PR_CAPBSET_READ.cast_unsigned().into())?,
+            reads_ambient,
+        ],
+    );
     // abort(3), on this process.
     let own_pid = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![argument(0, Op::Eq, own_pid)?]);
     Ok(rules)
 }
 
+fn condition(index: u8, op: Op, value: u64) -> Result<SeccompCondition, JailError> {
+    SeccompCondition::new(index, Len::Dword, op, value).map_err(JailError::Filter)
+}
+
 fn argument(index: u8, op: Op, value: u64) -> Result<SeccompRule, JailError> {
-    SeccompCondition::new(index, Len::Dword, op, value)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(JailError::Filter)
+    SeccompRule::new(vec![condition(index, op, value)?]).map_err(JailError::Filter)
 }
 
 fn flag_set(index: u8, flag: u64) -> Result<SeccompRule, JailError> {

@@ -118,10 +118,11 @@ async fn run_one(
     // Before the killing, which shells comment on.
     running.drain(&mut output);
     let good = matches!(end, End::Exited(status) if status.success());
-    if !good && let Some(keeper) = running.keeper_id() {
-        if !kill_descendants(keeper).await {
-            tracing::warn!(%phase, ?path, "processes that a hook started do not end");
-        }
+    if !good
+        && let Some(keeper) = running.keeper_id()
+        && !kill_descendants(keeper).await
+    {
+        tracing::warn!(%phase, ?path, "processes that a hook started do not end");
     }
     running.leave().await.map_err(failed("wait for it"))?;
     let path = path.clone();

@@ -23,63 +23,35 @@ struct Dialect {
 
 /// In the order in which they are asked; the first annotation that is there decides.
 const DIALECTS: [Dialect; 4] = [
-    Dialect {
-        kind: "io.kubernetes.cri.container-type",
-        sandbox: "sandbox",
-        container: "container",
-    },
-    Dialect {
-        kind: "io.kubernetes.cri-o.ContainerType",
-        sandbox: "sandbox",
-        container: "container",
-    },
-    Dialect {
-        kind: "io.kubernetes.docker.type",
-        sandbox: "podsandbox",
-        container: "container",
-    },
-    Dialect {
-        kind: "io.katacontainers.pkg.oci.container_type",
-        sandbox: "pod_sandbox",
-        container: "pod_container",
-    },
+    Dialect { kind: "io.kubernetes.cri.container-type", sandbox: "sandbox", container: "container" },
+    Dialect { kind: "io.kubernetes.cri-o.ContainerType", sandbox: "sandbox", container: "container" },
+    Dialect { kind: "io.kubernetes.docker.type", sandbox: "podsandbox", container: "container" },
+    Dialect { kind: "io.katacontainers.pkg.oci.container_type", sandbox: "pod_sandbox", container: "pod_container" },
 ];
 
-const SANDBOX_IDS: [&str; 3] = [
-    "io.kubernetes.cri.sandbox-id",
-    "io.kubernetes.cri-o.SandboxID",
-    "io.kubernetes.sandbox.id",
-];
+const SANDBOX_IDS: [&str; 3] =
+    ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID", "io.kubernetes.sandbox.id"];
 
 /// Reads the type from the annotations of containerd's CRI, CRI-O, dockershim or Kata. Without any, a container is a
 /// sandbox of its own.
 ///
 /// # Errors
 /// A type that nobody knows; a pod's container whose sandbox is not named.
-pub fn container_type(
-    annotations: Option<&HashMap<String, String>>,
-) -> Result<ContainerType, OciError> {
+pub fn container_type(annotations: Option<&HashMap<String, String>>) -> Result<ContainerType, OciError> {
     let Some(annotations) = annotations else {
         return Ok(ContainerType::Sandbox);
     };
-    let Some((dialect, value)) = DIALECTS
-        .iter()
-        .find_map(|dialect| annotations.get(dialect.kind).map(|value| (dialect, value)))
+    let Some((dialect, value)) =
+        DIALECTS.iter().find_map(|dialect| annotations.get(dialect.kind).map(|value| (dialect, value)))
     else {
         return Ok(ContainerType::Sandbox);
     };
     if value == dialect.sandbox {
         Ok(ContainerType::Sandbox)
     } else if value == dialect.container {
-        let sandbox_id = SANDBOX_IDS
-            .iter()
-            .find_map(|key| annotations.get(*key).filter(|id| !id.is_empty()));
-        let sandbox_id = sandbox_id.ok_or(OciError::NoSandboxId {
-            annotation: dialect.kind,
-        })?;
-        Ok(ContainerType::Container {
-            sandbox_id: sandbox_id.clone(),
-        })
+        let sandbox_id = SANDBOX_IDS.iter().find_map(|key| annotations.get(*key).filter(|id| !id.is_empty()));
+        let sandbox_id = sandbox_id.ok_or(OciError::NoSandboxId { annotation: dialect.kind })?;
+        Ok(ContainerType::Container { sandbox_id: sandbox_id.clone() })
     } else {
         Err(OciError::Value {
             field: format!("annotation {}", dialect.kind),
@@ -99,64 +71,35 @@ pub fn container_type(
 mod tests {
     use super::*;
 
-    fn of(pairs: &[(&str, &str)]) -> Result<ContainerType, String> {
-        let map = pairs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+    type Pairs = &'static [(&'static str, &'static str)];
+
+    fn of(pairs: Pairs) -> Result<ContainerType, String> {
+        let map = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         container_type(Some(&map)).map_err(|error| error.to_string())
     }
 
     #[test]
     fn each_engines_annotations_are_understood() {
-        let inside = |id: &str| {
-            Ok(ContainerType::Container {
-                sandbox_id: id.to_owned(),
-            })
-        };
+        let inside = |id: &str| Ok(ContainerType::Container { sandbox_id: id.to_owned() });
         assert_eq!(container_type(None).expect("none"), ContainerType::Sandbox);
-        let cases: [(&[(&str, &str)], Result<ContainerType, String>); 9] = [
+        let cases: [(Pairs, Result<ContainerType, String>); 9] = [
             (&[("other", "x")], Ok(ContainerType::Sandbox)),
             (
-                &[
-                    ("io.kubernetes.cri.container-type", "sandbox"),
-                    ("io.kubernetes.cri.sandbox-id", "s"),
-                ],
+                &[("io.kubernetes.cri.container-type", "sandbox"), ("io.kubernetes.cri.sandbox-id", "s")],
                 Ok(ContainerType::Sandbox),
             ),
             (
-                &[
-                    ("io.kubernetes.cri.container-type", "container"),
-                    ("io.kubernetes.cri.sandbox-id", "s1"),
-                ],
+                &[("io.kubernetes.cri.container-type", "container"), ("io.kubernetes.cri.sandbox-id", "s1")],
                 inside("s1"),
             ),
+            (&[("io.kubernetes.cri-o.ContainerType", "sandbox")], Ok(ContainerType::Sandbox)),
             (
-                &[("io.kubernetes.cri-o.ContainerType", "sandbox")],
-                Ok(ContainerType::Sandbox),
-            ),
-            (
-                &[
-                    ("io.kubernetes.cri-o.ContainerType", "container"),
-                    ("io.kubernetes.cri-o.SandboxID", "s2"),
-                ],
+                &[("io.kubernetes.cri-o.ContainerType", "container"), ("io.kubernetes.cri-o.SandboxID", "s2")],
                 inside("s2"),
             ),
-            (
-                &[("io.kubernetes.docker.type", "podsandbox")],
-                Ok(ContainerType::Sandbox),
-            ),
-            (
-                &[
-                    ("io.kubernetes.docker.type", "container"),
-                    ("io.kubernetes.sandbox.id", "s3"),
-                ],
-                inside("s3"),
-            ),
-            (
-                &[("io.katacontainers.pkg.oci.container_type", "pod_sandbox")],
-                Ok(ContainerType::Sandbox),
-            ),
+            (&[("io.kubernetes.docker.type", "podsandbox")], Ok(ContainerType::Sandbox)),
+            (&[("io.kubernetes.docker.type", "container"), ("io.kubernetes.sandbox.id", "s3")], inside("s3")),
+            (&[("io.katacontainers.pkg.oci.container_type", "pod_sandbox")], Ok(ContainerType::Sandbox)),
             (
                 &[
                     ("io.katacontainers.pkg.oci.container_type", "pod_container"),
@@ -177,14 +120,7 @@ mod tests {
             error,
             r#"annotation io.kubernetes.cri.container-type "init" is not allowed: "sandbox" or "container""#
         );
-        let error = of(&[
-            ("io.kubernetes.cri.container-type", "container"),
-            ("io.kubernetes.cri.sandbox-id", ""),
-        ]);
-        assert!(
-            error
-                .expect_err("no sandbox")
-                .contains("no annotation names the pod's sandbox")
-        );
+        let error = of(&[("io.kubernetes.cri.container-type", "container"), ("io.kubernetes.cri.sandbox-id", "")]);
+        assert!(error.expect_err("no sandbox").contains("no annotation names the pod's sandbox"));
     }
 }

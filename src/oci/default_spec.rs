@@ -62,12 +62,7 @@ mod tests {
         let spec = load_spec(bundle.path()).expect("loads");
         assert_eq!(spec, default_spec());
         validate(&spec, bundle.path()).expect("valid");
-        let guest = guest_spec(
-            &spec,
-            &GuestSpecOptions::new("c", bundle.path()),
-            &RealHostFiles,
-        )
-        .expect("converted");
+        let guest = guest_spec(&spec, &GuestSpecOptions::new("c", bundle.path()), &RealHostFiles).expect("converted");
         assert!(guest.warnings.is_empty(), "{:?}", guest.warnings);
     }
 }

@@ -51,11 +51,7 @@ pub enum OciError {
         what: String,
     },
     /// No or another version of the OCI runtime specification.
-    #[error(
-        "ociVersion {version:?} is not supported: {} to {}",
-        super::OCI_VERSION_MIN,
-        super::OCI_VERSION_MAX
-    )]
+    #[error("ociVersion {version:?} is not supported: {} to {}", super::OCI_VERSION_MIN, super::OCI_VERSION_MAX)]
     Version {
         /// As given.
         version: String,
@@ -187,17 +183,9 @@ pub enum OciError {
 }
 
 fn place(line: usize, column: usize) -> String {
-    if line == 0 {
-        String::new()
-    } else {
-        format!(" line {line}, column {column}")
-    }
+    if line == 0 { String::new() } else { format!(" line {line}, column {column}") }
 }
 
 fn field_prefix(field: &str) -> String {
-    if field.is_empty() || field == "." {
-        String::new()
-    } else {
-        format!("{field}: ")
-    }
+    if field.is_empty() || field == "." { String::new() } else { format!("{field}: ") }
 }

@@ -136,9 +136,6 @@ mod tests {
 
     #[test]
     fn the_features_document_reads_back_as_it_was_written() {
-        assert_eq!(
-            serde_json::to_value(features()).expect("serialises"),
-            document()
-        );
+        assert_eq!(serde_json::to_value(features()).expect("serialises"), document());
     }
 }

@@ -64,15 +64,8 @@ pub struct GuestSpec {
 ///
 /// # Errors
 /// A mount that cannot be had in a virtual machine, or whose source cannot be looked at.
-pub fn guest_spec(
-    spec: &Spec,
-    options: &GuestSpecOptions,
-    files: &dyn HostFiles,
-) -> Result<GuestSpec, OciError> {
-    let host = spec
-        .linux()
-        .as_ref()
-        .ok_or(OciError::Missing { field: "linux" })?;
+pub fn guest_spec(spec: &Spec, options: &GuestSpecOptions, files: &dyn HostFiles) -> Result<GuestSpec, OciError> {
+    let host = spec.linux().as_ref().ok_or(OciError::Missing { field: "linux" })?;
     let mut warnings = Vec::new();
     let mut guest = Spec::default();
     guest.set_version(spec.version().clone());
@@ -104,12 +97,7 @@ pub fn guest_spec(
 
     let (linux, shared_pid_namespace) = guest_linux(host, options, &mut warnings);
     guest.set_linux(Some(linux));
-    Ok(GuestSpec {
-        spec: guest,
-        mounts: plans,
-        shared_pid_namespace,
-        warnings,
-    })
+    Ok(GuestSpec { spec: guest, mounts: plans, shared_pid_namespace, warnings })
 }
 
 fn guest_hooks(spec: &Spec) -> Option<Hooks> {
@@ -126,29 +114,21 @@ fn guest_hooks(spec: &Spec) -> Option<Hooks> {
     Some(hooks)
 }
 
-fn guest_linux(
-    host: &Linux,
-    options: &GuestSpecOptions,
-    warnings: &mut Vec<String>,
-) -> (Linux, bool) {
+fn guest_linux(host: &Linux, options: &GuestSpecOptions, warnings: &mut Vec<String>) -> (Linux, bool) {
     // A struct literal is not possible, and the library's default has namespaces and paths of its own.
     let mut guest = host.clone();
-    let (namespaces, shared_pid) =
-        namespaces::for_guest(host.namespaces().as_deref().unwrap_or_default());
+    let (namespaces, shared_pid) = namespaces::for_guest(host.namespaces().as_deref().unwrap_or_default());
     guest.set_namespaces(Some(namespaces));
     guest.set_cgroups_path(Some(PathBuf::from("/stockade").join(&options.container_id)));
     guest.set_resources(
-        host.resources()
-            .as_ref()
-            .map(|resources| resources::for_guest(resources, options.vcpus, warnings)),
+        host.resources().as_ref().map(|resources| resources::for_guest(resources, options.vcpus, warnings)),
     );
     if !options.seccomp {
         guest.set_seccomp(None);
     }
     guest.set_devices(host.devices().as_ref().map(|devices| {
-        let usable = devices.iter().filter(|device| {
-            device.typ() != LinuxDeviceType::A && !device.path().as_os_str().is_empty()
-        });
+        let usable =
+            devices.iter().filter(|device| device.typ() != LinuxDeviceType::A && !device.path().as_os_str().is_empty());
         usable.cloned().collect()
     }));
     guest.set_mount_label(None);
@@ -218,10 +198,7 @@ mod tests {
         spec["hooks"]["startContainer"] = json!([{"path": "/in", "args": ["in"]}]);
         spec["hooks"]["createContainer"] = json!([]);
         let (_, json) = guest(spec, |_| {});
-        assert_eq!(
-            json["hooks"],
-            json!({"startContainer": [{"path": "/in", "args": ["in"]}]})
-        );
+        assert_eq!(json["hooks"], json!({"startContainer": [{"path": "/in", "args": ["in"]}]}));
     }
 
     #[test]
@@ -229,10 +206,7 @@ mod tests {
         let mut spec = host();
         spec["linux"] = json!({});
         let (guest, json) = guest(spec, |_| {});
-        assert_eq!(
-            json["linux"],
-            json!({"namespaces": [{"type": "mount"}], "cgroupsPath": "/stockade/c1"})
-        );
+        assert_eq!(json["linux"], json!({"namespaces": [{"type": "mount"}], "cgroupsPath": "/stockade/c1"}));
         assert!(!guest.shared_pid_namespace);
     }
 }

@@ -74,20 +74,14 @@ impl HostFiles for RealHostFiles {
         } else {
             FileKind::File
         };
-        Ok(SourceInfo {
-            real,
-            kind,
-            gid: metadata.gid(),
-        })
+        Ok(SourceInfo { real, kind, gid: metadata.gid() })
     }
 
     fn filesystem(&self, path: &Path) -> io::Result<FilesystemInfo> {
         let info = nix::sys::statfs::statfs(path)?;
         Ok(FilesystemInfo {
             is_tmpfs: info.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC,
-            bytes: info
-                .blocks()
-                .saturating_mul(u64::try_from(info.block_size()).unwrap_or_default()),
+            bytes: info.blocks().saturating_mul(u64::try_from(info.block_size()).unwrap_or_default()),
         })
     }
 }
@@ -112,35 +106,11 @@ mod tests {
             (path("link"), FileKind::Device),
         ];
         for (path, kind) in cases {
-            assert_eq!(
-                RealHostFiles.source(&path).expect("there").kind,
-                kind,
-                "{path:?}"
-            );
+            assert_eq!(RealHostFiles.source(&path).expect("there").kind, kind, "{path:?}");
         }
-        assert_eq!(
-            RealHostFiles.source(&path("link")).expect("there").real,
-            Path::new("/dev/null")
-        );
-        assert_eq!(
-            RealHostFiles
-                .source(&path("no"))
-                .expect_err("missing")
-                .kind(),
-            io::ErrorKind::NotFound
-        );
-        assert!(
-            !RealHostFiles
-                .filesystem(Path::new("/proc"))
-                .expect("proc")
-                .is_tmpfs
-        );
-        assert!(
-            RealHostFiles
-                .filesystem(dir.path())
-                .expect("some file system")
-                .bytes
-                > 0
-        );
+        assert_eq!(RealHostFiles.source(&path("link")).expect("there").real, Path::new("/dev/null"));
+        assert_eq!(RealHostFiles.source(&path("no")).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        assert!(!RealHostFiles.filesystem(Path::new("/proc")).expect("proc").is_tmpfs);
+        assert!(RealHostFiles.filesystem(dir.path()).expect("some file system").bytes > 0);
     }
 }

@@ -19,14 +19,9 @@ pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// # Errors
 /// No such bundle; no, an unreadable or a broken config.json (with line, column and field); another OCI version.
 pub fn load_spec(bundle: &Path) -> Result<Spec, OciError> {
-    let metadata = fs::metadata(bundle).map_err(|source| OciError::Bundle {
-        path: bundle.to_owned(),
-        source,
-    })?;
+    let metadata = fs::metadata(bundle).map_err(|source| OciError::Bundle { path: bundle.to_owned(), source })?;
     if !metadata.is_dir() {
-        return Err(OciError::BundleNotDirectory {
-            path: bundle.to_owned(),
-        });
+        return Err(OciError::BundleNotDirectory { path: bundle.to_owned() });
     }
     let path = bundle.join("config.json");
     parse_spec(&read(&path)?, &path)
@@ -37,9 +32,7 @@ pub fn load_spec(bundle: &Path) -> Result<Spec, OciError> {
 /// # Errors
 /// As [`load_spec`].
 pub fn parse_spec(text: &[u8], path: &Path) -> Result<Spec, OciError> {
-    let spec: Spec = parse(text, path, |document| {
-        document.get_mut("process").is_some_and(modernise_process)
-    })?;
+    let spec: Spec = parse(text, path, |document| document.get_mut("process").is_some_and(modernise_process))?;
     check_version(spec.version())?;
     Ok(spec)
 }
@@ -53,20 +46,11 @@ pub fn load_process(path: &Path) -> Result<Process, OciError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, OciError> {
-    let failed = |source| OciError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| OciError::Read { path: path.to_owned(), source };
     let mut text = Vec::new();
-    File::open(path)
-        .map_err(failed)?
-        .take(MAX_CONFIG_BYTES + 1)
-        .read_to_end(&mut text)
-        .map_err(failed)?;
+    File::open(path).map_err(failed)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_CONFIG_BYTES {
-        return Err(OciError::TooLarge {
-            path: path.to_owned(),
-        });
+        return Err(OciError::TooLarge { path: path.to_owned() });
     }
     Ok(text)
 }
@@ -80,26 +64,14 @@ fn parse<T: DeserializeOwned>(
     let mut reader = serde_json::Deserializer::from_slice(text);
     let first = serde_path_to_error::deserialize(&mut reader)
         .map_err(|error| (error.path().to_string(), error.into_inner()))
-        .and_then(|parsed| {
-            reader
-                .end()
-                .map(|()| parsed)
-                .map_err(|error| (String::new(), error))
-        });
+        .and_then(|parsed| reader.end().map(|()| parsed).map_err(|error| (String::new(), error)));
     let (field, error) = match first {
         Ok(parsed) => return Ok(parsed),
         Err(failure) => failure,
     };
     let mut place = (error.line(), error.column());
-    let mut modern = if error.is_data() {
-        serde_json::from_slice::<Value>(text).ok()
-    } else {
-        None
-    };
-    let (field, error) = match modern
-        .take_if(modernise)
-        .map(serde_path_to_error::deserialize)
-    {
+    let mut modern = if error.is_data() { serde_json::from_slice::<Value>(text).ok() } else { None };
+    let (field, error) = match modern.take_if(modernise).map(serde_path_to_error::deserialize) {
         None => (field, error),
         Some(Ok(parsed)) => return Ok(parsed),
         // What is wrong now stands elsewhere, and a parsed document has no lines.
@@ -116,11 +88,7 @@ fn parse<T: DeserializeOwned>(
         path: path.to_owned(),
         line: place.0,
         column: place.1,
-        field: if error.is_data() {
-            field
-        } else {
-            String::new()
-        },
+        field: if error.is_data() { field } else { String::new() },
         what,
     })
 }
@@ -140,20 +108,16 @@ fn modernise_process(process: &mut Value) -> bool {
     };
     if let Some(flat) = capabilities.as_array() {
         let flat = Value::Array(flat.clone());
-        *capabilities = json!({"bounding": flat, "effective": flat, "inheritable": flat, "permitted": flat, "ambient": flat});
+        *capabilities =
+            json!({"bounding": flat, "effective": flat, "inheritable": flat, "permitted": flat, "ambient": flat});
         changed = true;
     }
-    for set in capabilities
-        .as_object_mut()
-        .into_iter()
-        .flat_map(|sets| sets.values_mut())
-    {
+    for set in capabilities.as_object_mut().into_iter().flat_map(|sets| sets.values_mut()) {
         let Some(names) = set.as_array_mut() else {
             continue;
         };
         names.retain(|name| {
-            let known =
-                serde_json::from_value::<oci_spec::runtime::Capability>(name.clone()).is_ok();
+            let known = serde_json::from_value::<oci_spec::runtime::Capability>(name.clone()).is_ok();
             // A value that is no text stays, for the error that it deserves.
             if let (false, Some(name)) = (known, name.as_str()) {
                 tracing::warn!(capability = name, "unknown capability is left out");
@@ -167,15 +131,9 @@ fn modernise_process(process: &mut Value) -> bool {
 }
 
 fn check_version(version: &str) -> Result<(), OciError> {
-    let refused = || OciError::Version {
-        version: version.to_owned(),
-    };
+    let refused = || OciError::Version { version: version.to_owned() };
     let core = version.split(['-', '+']).next().unwrap_or_default();
-    let numbers: Vec<u32> = core
-        .split('.')
-        .map(str::parse)
-        .collect::<Result<_, _>>()
-        .map_err(|_| refused())?;
+    let numbers: Vec<u32> = core.split('.').map(str::parse).collect::<Result<_, _>>().map_err(|_| refused())?;
     match numbers[..] {
         [1, 0..=3, _] => Ok(()),
         _ => Err(refused()),
@@ -197,31 +155,17 @@ mod tests {
         assert!(matches!(error, OciError::Bundle { .. }), "{error}");
         let file = dir.path().join("file");
         fs::write(&file, "x").expect("written");
-        assert!(matches!(
-            load_spec(&file),
-            Err(OciError::BundleNotDirectory { .. })
-        ));
+        assert!(matches!(load_spec(&file), Err(OciError::BundleNotDirectory { .. })));
         let error = load_spec(dir.path()).expect_err("no config.json");
-        assert_eq!(
-            error.to_string(),
-            format!("{:?} cannot be read", dir.path().join("config.json"))
-        );
+        assert_eq!(error.to_string(), format!("{:?} cannot be read", dir.path().join("config.json")));
     }
 
     #[test]
     fn a_broken_config_is_refused_with_its_place_and_field() {
         let cases = [
             ("", "EOF while parsing a value", "line 1, column 0"),
-            (
-                "{\n \"ociVersion\": \"1.0.2\",\n oops }",
-                "key must be a string",
-                "line 3, column 2",
-            ),
-            (
-                "{\"ociVersion\":\"1.0.2\"} x",
-                "trailing characters",
-                "line 1, column 24",
-            ),
+            ("{\n \"ociVersion\": \"1.0.2\",\n oops }", "key must be a string", "line 3, column 2"),
+            ("{\"ociVersion\":\"1.0.2\"} x", "trailing characters", "line 1, column 24"),
             (
                 "{\"ociVersion\":\"1.0.2\",\n\"process\":{\"user\":{},\"cwd\":\"/\",\"args\":[1]}}",
                 "process.args[0]: invalid type: integer `1`, expected a string",
@@ -236,41 +180,20 @@ mod tests {
         for (text, what, place) in cases {
             let error = parsed(text).expect_err(text);
             assert!(error.contains(what) && error.contains(place), "{error}");
-            assert!(
-                error.starts_with("\"/b/config.json\" line ") && !error.contains('\n'),
-                "{error}"
-            );
+            assert!(error.starts_with("\"/b/config.json\" line ") && !error.contains('\n'), "{error}");
         }
     }
 
     #[test]
     fn versions_of_the_specification_from_1_0_to_1_3_are_taken() {
-        for version in [
-            "1.0.0",
-            "1.0.2-dev",
-            "1.0.0-rc5",
-            "1.1.0",
-            "1.2.0",
-            "1.2.1+dev",
-            "1.3.0",
-        ] {
-            assert!(
-                parsed(&format!(r#"{{"ociVersion":"{version}"}}"#)).is_ok(),
-                "{version}"
-            );
+        for version in ["1.0.0", "1.0.2-dev", "1.0.0-rc5", "1.1.0", "1.2.0", "1.2.1+dev", "1.3.0"] {
+            assert!(parsed(&format!(r#"{{"ociVersion":"{version}"}}"#)).is_ok(), "{version}");
         }
         for version in ["", "0.9.0", "1.4.0", "2.0.0", "1", "1.0", "one", "1.0.0.0"] {
             let error = parsed(&format!(r#"{{"ociVersion":"{version}"}}"#)).expect_err(version);
-            assert_eq!(
-                error,
-                format!("ociVersion {version:?} is not supported: 1.0.0 to 1.3.0")
-            );
+            assert_eq!(error, format!("ociVersion {version:?} is not supported: 1.0.0 to 1.3.0"));
         }
-        assert!(
-            parsed("{}")
-                .expect_err("none")
-                .starts_with("ociVersion \"\"")
-        );
+        assert!(parsed("{}").expect_err("none").starts_with("ociVersion \"\""));
     }
 
     #[test]
@@ -280,13 +203,7 @@ mod tests {
                 "capabilities":["CAP_KILL","CAP_FUTURE"]}}"#,
         )
         .expect("old form");
-        let capabilities = spec
-            .process()
-            .as_ref()
-            .expect("process")
-            .capabilities()
-            .clone()
-            .expect("capabilities");
+        let capabilities = spec.process().as_ref().expect("process").capabilities().clone().expect("capabilities");
         for set in [
             capabilities.bounding(),
             capabilities.effective(),
@@ -295,10 +212,7 @@ mod tests {
             capabilities.ambient(),
         ] {
             let set = set.as_ref().expect("set");
-            assert_eq!(
-                set.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                ["KILL"]
-            );
+            assert_eq!(set.iter().map(ToString::to_string).collect::<Vec<_>>(), ["KILL"]);
         }
     }
 
@@ -311,25 +225,14 @@ mod tests {
         .expect("lax form");
         let process = spec.process().as_ref().expect("process");
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
-        let bounding = process
-            .capabilities()
-            .as_ref()
-            .expect("capabilities")
-            .bounding()
-            .clone()
-            .expect("bounding");
+        let bounding = process.capabilities().as_ref().expect("capabilities").bounding().clone().expect("bounding");
         assert_eq!(bounding.len(), 1);
     }
 
     #[test]
     fn a_config_that_is_wrong_after_modernising_names_the_field() {
-        let error =
-            parsed(r#"{"ociVersion":"1.0.2","process":{"cwd":"/","capabilities":[],"args":"sh"}}"#);
-        assert!(
-            error
-                .expect_err("args")
-                .contains("args: invalid type: string \"sh\", expected a sequence")
-        );
+        let error = parsed(r#"{"ociVersion":"1.0.2","process":{"cwd":"/","capabilities":[],"args":"sh"}}"#);
+        assert!(error.expect_err("args").contains("args: invalid type: string \"sh\", expected a sequence"));
     }
 
     #[test]
@@ -337,9 +240,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = File::create(dir.path().join("config.json")).expect("created");
         file.set_len(MAX_CONFIG_BYTES + 1).expect("sparse");
-        assert!(matches!(
-            load_spec(dir.path()),
-            Err(OciError::TooLarge { .. })
-        ));
+        assert!(matches!(load_spec(dir.path()), Err(OciError::TooLarge { .. })));
     }
 }

@@ -26,10 +26,7 @@ pub use features::features;
 pub use guest::{GuestSpec, GuestSpecOptions, guest_spec};
 pub use host_files::{FileKind, FilesystemInfo, HostFiles, RealHostFiles, SourceInfo};
 pub use load::{MAX_CONFIG_BYTES, load_process, load_spec, parse_spec};
-pub use mounts::{
-    BindPropagation, BindShare, DEFAULT_SHM_BYTES, MountKind, MountPlan, VolumePlan,
-    sandbox_shm_bytes,
-};
+pub use mounts::{BindPropagation, BindShare, DEFAULT_SHM_BYTES, MountKind, MountPlan, VolumePlan, sandbox_shm_bytes};
 pub use namespaces::{NetworkRequest, network_request};
 pub use oci_spec::runtime::{Hook, Mount, Process, Spec};
 pub use state::{OciState, ParseStatusError, Status};

@@ -35,15 +35,8 @@ const GUEST_TYPES: [&str; 18] = [
     "binfmt_misc",
 ];
 /// Devices that every Linux has, so that the guest's own stand for the host's.
-const GUEST_DEVICES: [&str; 7] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/fuse",
-];
+const GUEST_DEVICES: [&str; 7] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/fuse"];
 
 /// One mount of the container, in the specification's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,19 +119,11 @@ pub fn sandbox_shm_bytes(spec: &Spec, bundle: &Path, files: &dyn HostFiles) -> u
     };
     let bytes = if is_bind(mount) {
         let source = mount.source().as_ref().map(|source| bundle.join(source));
-        source
-            .and_then(|source| files.filesystem(&source).ok())
-            .filter(|fs| fs.is_tmpfs)
-            .map(|fs| fs.bytes)
+        source.and_then(|source| files.filesystem(&source).ok()).filter(|fs| fs.is_tmpfs).map(|fs| fs.bytes)
     } else {
-        options(mount)
-            .iter()
-            .find_map(|option| option.strip_prefix("size="))
-            .and_then(parse_size)
+        options(mount).iter().find_map(|option| option.strip_prefix("size=")).and_then(parse_size)
     };
-    bytes
-        .filter(|bytes| *bytes > 0)
-        .unwrap_or(DEFAULT_SHM_BYTES)
+    bytes.filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_SHM_BYTES)
 }
 
 /// Plans one mount; gives also the mount for the guest's specification.
@@ -155,24 +140,11 @@ pub(super) fn plan(
     if !is_bind(mount) {
         let kind = mount.typ().as_deref().unwrap_or_default();
         if !GUEST_TYPES.contains(&kind) {
-            return Err(OciError::MountType {
-                kind: kind.to_owned(),
-                destination,
-            });
+            return Err(OciError::MountType { kind: kind.to_owned(), destination });
         }
-        return Ok((
-            guest,
-            MountPlan {
-                destination,
-                kind: MountKind::GuestFilesystem,
-            },
-        ));
+        return Ok((guest, MountPlan { destination, kind: MountKind::GuestFilesystem }));
     }
-    let Some(given) = mount
-        .source()
-        .as_ref()
-        .filter(|source| !source.as_os_str().is_empty())
-    else {
+    let Some(given) = mount.source().as_ref().filter(|source| !source.as_os_str().is_empty()) else {
         return Err(OciError::NoMountSource { destination });
     };
     let given = settings.bundle.join(given);
@@ -180,20 +152,10 @@ pub(super) fn plan(
         guest.set_source(Some(given));
         MountKind::GuestPath
     } else {
-        bind(
-            index,
-            &given,
-            &destination,
-            mount,
-            settings,
-            files,
-            warnings,
-        )?
+        bind(index, &given, &destination, mount, settings, files, warnings)?
     };
     match &kind {
-        MountKind::SandboxShm { .. } => {
-            _ = guest.set_source(Some(settings.guest_sandbox.join("shm")))
-        }
+        MountKind::SandboxShm { .. } => _ = guest.set_source(Some(settings.guest_sandbox.join("shm"))),
         MountKind::Bind(share) => _ = guest.set_source(Some(share.guest_path.clone())),
         MountKind::Ephemeral(volume) | MountKind::Local(volume) => {
             _ = guest.set_source(Some(volume.guest_path.clone()));
@@ -201,14 +163,8 @@ pub(super) fn plan(
         MountKind::GuestPath | MountKind::GuestFilesystem => {}
     }
     guest.set_typ(Some("bind".to_owned()));
-    if !options(mount)
-        .iter()
-        .any(|option| option == "bind" || option == "rbind")
-    {
-        guest
-            .options_mut()
-            .get_or_insert_default()
-            .insert(0, "bind".to_owned());
+    if !options(mount).iter().any(|option| option == "bind" || option == "rbind") {
+        guest.options_mut().get_or_insert_default().insert(0, "bind".to_owned());
     }
     Ok((guest, MountPlan { destination, kind }))
 }
@@ -222,20 +178,13 @@ fn bind(
     files: &dyn HostFiles,
     warnings: &mut Vec<String>,
 ) -> Result<MountKind, OciError> {
-    let failed = |source| OciError::MountSource {
-        path: given.to_owned(),
-        destination: destination.to_owned(),
-        source,
-    };
+    let failed = |source| OciError::MountSource { path: given.to_owned(), destination: destination.to_owned(), source };
     let found = files.source(given).map_err(failed)?;
     if is_guests(&found.real) {
         return Ok(MountKind::GuestPath);
     }
     if found.kind == FileKind::Device {
-        return Err(OciError::MountDevice {
-            path: given.to_owned(),
-            destination: destination.to_owned(),
-        });
+        return Err(OciError::MountDevice { path: given.to_owned(), destination: destination.to_owned() });
     }
     if let Some(name) = empty_dir_name(given).filter(|_| found.kind == FileKind::Directory) {
         let FilesystemInfo { is_tmpfs, bytes } = files.filesystem(given).map_err(failed)?;
@@ -247,18 +196,12 @@ fn bind(
             bytes,
             gid: Some(found.gid).filter(|gid| *gid != 0),
         };
-        return Ok(if is_tmpfs {
-            MountKind::Ephemeral(volume)
-        } else {
-            MountKind::Local(volume)
-        });
+        return Ok(if is_tmpfs { MountKind::Ephemeral(volume) } else { MountKind::Local(volume) });
     }
     if is_shm(destination) && found.kind == FileKind::Directory {
         let filesystem = files.filesystem(given).map_err(failed)?;
         if filesystem.is_tmpfs {
-            return Ok(MountKind::SandboxShm {
-                bytes: filesystem.bytes,
-            });
+            return Ok(MountKind::SandboxShm { bytes: filesystem.bytes });
         }
     }
     if matches!(found.kind, FileKind::Socket | FileKind::Pipe) {
@@ -267,16 +210,9 @@ fn bind(
             given.display()
         ));
     }
-    let has = |names: &[&str]| {
-        options(mount)
-            .iter()
-            .any(|option| names.contains(&option.as_str()))
-    };
+    let has = |names: &[&str]| options(mount).iter().any(|option| names.contains(&option.as_str()));
     if has(&["shared", "rshared"]) {
-        warnings.push(format!(
-            "mounts that the container makes below {} do not reach the host",
-            destination.display()
-        ));
+        warnings.push(format!("mounts that the container makes below {} do not reach the host", destination.display()));
     }
     let share_name = share_name(&settings.container_id, index, given);
     Ok(MountKind::Bind(BindShare {
@@ -295,10 +231,7 @@ fn bind(
 }
 
 fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || options(mount)
-            .iter()
-            .any(|option| option == "bind" || option == "rbind")
+    mount.typ().as_deref() == Some("bind") || options(mount).iter().any(|option| option == "bind" || option == "rbind")
 }
 
 fn options(mount: &Mount) -> &[String] {
@@ -307,13 +240,11 @@ fn options(mount: &Mount) -> &[String] {
 
 /// The last of `ro`, `rro` and `rw` wins, as in mount(8).
 fn read_only(options: &[String]) -> bool {
-    options
-        .iter()
-        .fold(false, |read_only, option| match option.as_str() {
-            "ro" | "rro" => true,
-            "rw" | "rrw" => false,
-            _ => read_only,
-        })
+    options.iter().fold(false, |read_only, option| match option.as_str() {
+        "ro" | "rro" => true,
+        "rw" | "rrw" => false,
+        _ => read_only,
+    })
 }
 
 fn is_shm(path: &Path) -> bool {
@@ -332,17 +263,11 @@ fn is_guests(path: &Path) -> bool {
 
 fn empty_dir_name(path: &Path) -> Option<String> {
     let parent = path.parent()?.file_name()?;
-    (parent == EMPTY_DIR).then(|| {
-        path.file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    })?
+    (parent == EMPTY_DIR).then(|| path.file_name().map(|name| name.to_string_lossy().into_owned()))?
 }
 
 fn share_name(container: &str, index: usize, path: &Path) -> String {
-    let own = path
-        .file_name()
-        .unwrap_or(OsStr::new("root"))
-        .to_string_lossy();
+    let own = path.file_name().unwrap_or_else(|| OsStr::new("root")).to_string_lossy();
     let mut name = format!("{container}-{index}-{own}");
     while name.len() > MAX_FILE_NAME {
         name.pop();
@@ -355,10 +280,7 @@ fn absolute(destination: &Path, warnings: &mut Vec<String>) -> PathBuf {
     if destination.is_absolute() {
         return destination.to_owned();
     }
-    warnings.push(format!(
-        "mount destination {} is not absolute: it is taken from /",
-        destination.display()
-    ));
+    warnings.push(format!("mount destination {} is not absolute: it is taken from /", destination.display()));
     Path::new("/").join(destination)
 }
 

@@ -18,15 +18,8 @@ pub enum NetworkRequest {
 /// Reads the sandbox's network from its specification. An empty path, and `/proc/0/ns/...`, which engines write for a
 /// process that does not exist yet, count as no path.
 pub fn network_request(spec: &Spec) -> NetworkRequest {
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    match namespaces
-        .into_iter()
-        .flatten()
-        .find(|entry| entry.typ() == LinuxNamespaceType::Network)
-    {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    match namespaces.into_iter().flatten().find(|entry| entry.typ() == LinuxNamespaceType::Network) {
         None => NetworkRequest::Host,
         Some(entry) => match path_of(entry) {
             Some(path) if !path.starts_with("/proc/0") => NetworkRequest::Join(path.to_owned()),
@@ -37,24 +30,15 @@ pub fn network_request(spec: &Spec) -> NetworkRequest {
 
 /// A namespace's path; `None` for none and for an empty one.
 pub(super) fn path_of(entry: &LinuxNamespace) -> Option<&Path> {
-    entry
-        .path()
-        .as_deref()
-        .filter(|path| !path.as_os_str().is_empty())
+    entry.path().as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
 pub(super) fn check(linux: &Linux) -> Result<(), OciError> {
     let empty = Vec::new();
     let namespaces = linux.namespaces().as_ref().unwrap_or(&empty);
     for (index, entry) in namespaces.iter().enumerate() {
-        if namespaces[..index]
-            .iter()
-            .any(|earlier| earlier.typ() == entry.typ())
-        {
-            return Err(OciError::Duplicate {
-                field: "linux.namespaces",
-                value: word(entry.typ()).to_owned(),
-            });
+        if namespaces[..index].iter().any(|earlier| earlier.typ() == entry.typ()) {
+            return Err(OciError::Duplicate { field: "linux.namespaces", value: word(entry.typ()).to_owned() });
         }
         if let Some(path) = path_of(entry).filter(|path| !path.is_absolute()) {
             return Err(OciError::NotAbsolute {
@@ -63,16 +47,10 @@ pub(super) fn check(linux: &Linux) -> Result<(), OciError> {
             });
         }
     }
-    let user = namespaces
-        .iter()
-        .any(|entry| entry.typ() == LinuxNamespaceType::User);
-    for (field, mappings) in [
-        ("linux.uidMappings", linux.uid_mappings()),
-        ("linux.gidMappings", linux.gid_mappings()),
-    ] {
-        let mapped = mappings
-            .as_ref()
-            .is_some_and(|mappings| !mappings.is_empty());
+    let user = namespaces.iter().any(|entry| entry.typ() == LinuxNamespaceType::User);
+    for (field, mappings) in [("linux.uidMappings", linux.uid_mappings()), ("linux.gidMappings", linux.gid_mappings())]
+    {
+        let mapped = mappings.as_ref().is_some_and(|mappings| !mappings.is_empty());
         if user && !mapped {
             // Also when the namespace is one to join: the guest makes a like one, and must know how.
             return Err(OciError::Missing { field });
@@ -108,10 +86,7 @@ pub(super) fn for_guest(namespaces: &[LinuxNamespace]) -> (Vec<LinuxNamespace>, 
     if !kept.contains(&LinuxNamespaceType::Mount) {
         kept.push(LinuxNamespaceType::Mount);
     }
-    let built = kept
-        .into_iter()
-        .filter_map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().ok())
-        .collect();
+    let built = kept.into_iter().filter_map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().ok()).collect();
     (built, shared_pid)
 }
 
@@ -137,10 +112,8 @@ mod tests {
     }
 
     fn spec(namespaces: serde_json::Value) -> Spec {
-        serde_json::from_value(
-            serde_json::json!({"ociVersion": "1.0.2", "linux": {"namespaces": namespaces}}),
-        )
-        .expect("a specification")
+        serde_json::from_value(serde_json::json!({"ociVersion": "1.0.2", "linux": {"namespaces": namespaces}}))
+            .expect("a specification")
     }
 
     #[test]
@@ -148,29 +121,16 @@ mod tests {
         let cases = [
             (serde_json::json!([]), NetworkRequest::Host),
             (serde_json::json!([{"type": "pid"}]), NetworkRequest::Host),
-            (
-                serde_json::json!([{"type": "network"}]),
-                NetworkRequest::Create,
-            ),
-            (
-                serde_json::json!([{"type": "network", "path": ""}]),
-                NetworkRequest::Create,
-            ),
-            (
-                serde_json::json!([{"type": "network", "path": "/proc/0/ns/net"}]),
-                NetworkRequest::Create,
-            ),
+            (serde_json::json!([{"type": "network"}]), NetworkRequest::Create),
+            (serde_json::json!([{"type": "network", "path": ""}]), NetworkRequest::Create),
+            (serde_json::json!([{"type": "network", "path": "/proc/0/ns/net"}]), NetworkRequest::Create),
             (
                 serde_json::json!([{"type": "network", "path": "/run/netns/a"}]),
                 NetworkRequest::Join("/run/netns/a".into()),
             ),
         ];
         for (namespaces, wanted) in cases {
-            assert_eq!(
-                network_request(&spec(namespaces.clone())),
-                wanted,
-                "{namespaces}"
-            );
+            assert_eq!(network_request(&spec(namespaces.clone())), wanted, "{namespaces}");
         }
     }
 
@@ -186,10 +146,7 @@ mod tests {
                 serde_json::json!({"namespaces": [{"type": "ipc", "path": "x"}]}),
                 "path of the ipc namespace \"x\" is not an absolute path",
             ),
-            (
-                serde_json::json!({"namespaces": [{"type": "user"}]}),
-                "linux.uidMappings is missing in config.json",
-            ),
+            (serde_json::json!({"namespaces": [{"type": "user"}]}), "linux.uidMappings is missing in config.json"),
             (
                 serde_json::json!({"namespaces": [{"type": "user"}], "uidMappings": map}),
                 "linux.gidMappings is missing in config.json",
@@ -200,13 +157,7 @@ mod tests {
             ),
         ];
         for (json, wanted) in cases {
-            assert_eq!(
-                check(&linux(json.clone()))
-                    .expect_err("refused")
-                    .to_string(),
-                wanted,
-                "{json}"
-            );
+            assert_eq!(check(&linux(json.clone())).expect_err("refused").to_string(), wanted, "{json}");
         }
         let good = serde_json::json!({"namespaces": [{"type": "user"}], "uidMappings": map, "gidMappings": map});
         assert!(check(&linux(good)).is_ok());

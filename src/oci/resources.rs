@@ -5,50 +5,22 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 /// Keeps what means the same in the guest: devices' rules, memory, CPU time, pids and unified keys. Left out, because
 /// they are about the host's hardware: block I/O, huge pages, RDMA, network classes and priorities, realtime budgets,
 /// and CPU and memory node numbers that the guest does not have. A zero is "not set", as engines write it.
-pub(super) fn for_guest(
-    resources: &LinuxResources,
-    vcpus: Option<u32>,
-    warnings: &mut Vec<String>,
-) -> LinuxResources {
+pub(super) fn for_guest(resources: &LinuxResources, vcpus: Option<u32>, warnings: &mut Vec<String>) -> LinuxResources {
     let mut kept = LinuxResources::default();
     kept.set_devices(resources.devices().clone());
     kept.set_memory((*resources.memory()).map(memory));
-    kept.set_cpu(
-        resources
-            .cpu()
-            .as_ref()
-            .map(|given| cpu(given, vcpus, warnings)),
-    );
+    kept.set_cpu(resources.cpu().as_ref().map(|given| cpu(given, vcpus, warnings)));
     kept.set_pids(*resources.pids());
     kept.set_unified(resources.unified().clone());
     let network = resources.network().as_ref();
     let dropped = [
         ("blockIO", resources.block_io().is_some()),
-        (
-            "hugepageLimits",
-            resources
-                .hugepage_limits()
-                .as_ref()
-                .is_some_and(|limits| !limits.is_empty()),
-        ),
-        (
-            "rdma",
-            resources
-                .rdma()
-                .as_ref()
-                .is_some_and(|limits| !limits.is_empty()),
-        ),
-        (
-            "network",
-            network.is_some_and(|network| {
-                network.class_id().is_some() || network.priorities().is_some()
-            }),
-        ),
+        ("hugepageLimits", resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty())),
+        ("rdma", resources.rdma().as_ref().is_some_and(|limits| !limits.is_empty())),
+        ("network", network.is_some_and(|network| network.class_id().is_some() || network.priorities().is_some())),
     ];
     for (name, _) in dropped.iter().filter(|(_, given)| *given) {
-        warnings.push(format!(
-            "linux.resources.{name} is about the host's hardware: it does not hold in the guest"
-        ));
+        warnings.push(format!("linux.resources.{name} is about the host's hardware: it does not hold in the guest"));
     }
     kept
 }
@@ -66,29 +38,14 @@ fn cpu(given: &LinuxCpu, vcpus: Option<u32>, warnings: &mut Vec<String>) -> Linu
     kept.set_shares(given.shares().filter(|shares| *shares != 0));
     kept.set_quota(given.quota().filter(|quota| *quota != 0));
     kept.set_period(given.period().filter(|period| *period != 0));
-    if given.realtime_runtime().is_some_and(|time| time != 0)
-        || given.realtime_period().is_some_and(|time| time != 0)
-    {
-        warnings.push(
-            "linux.resources.cpu: realtime budgets do not exist in the guest's cgroup2".to_owned(),
-        );
+    if given.realtime_runtime().is_some_and(|time| time != 0) || given.realtime_period().is_some_and(|time| time != 0) {
+        warnings.push("linux.resources.cpu: realtime budgets do not exist in the guest's cgroup2".to_owned());
     }
     kept.set_realtime_runtime(None);
     kept.set_realtime_period(None);
-    let last = |list: &str| {
-        list.split(',')
-            .map(last_of_range)
-            .try_fold(0, |most, one| Some(most.max(one?)))
-    };
-    for (name, list, count) in [
-        ("cpus", given.cpus(), vcpus.unwrap_or(0)),
-        ("mems", given.mems(), 1),
-    ] {
-        let Some(list) = list
-            .as_deref()
-            .map(str::trim)
-            .filter(|list| !list.is_empty())
-        else {
+    let last = |list: &str| list.split(',').map(last_of_range).try_fold(0, |most, one| Some(most.max(one?)));
+    for (name, list, count) in [("cpus", given.cpus(), vcpus.unwrap_or(0)), ("mems", given.mems(), 1)] {
+        let Some(list) = list.as_deref().map(str::trim).filter(|list| !list.is_empty()) else {
             if name == "cpus" {
                 kept.set_cpus(None)
             } else {
@@ -97,7 +54,8 @@ fn cpu(given: &LinuxCpu, vcpus: Option<u32>, warnings: &mut Vec<String>) -> Linu
             continue;
         };
         if last(list).is_none_or(|last| last >= count) {
-            warnings.push(format!("linux.resources.cpu.{name} {list:?} are numbers that the guest does not have: not set"));
+            warnings
+                .push(format!("linux.resources.cpu.{name} {list:?} are numbers that the guest does not have: not set"));
             if name == "cpus" {
                 kept.set_cpus(None)
             } else {
@@ -120,15 +78,8 @@ mod tests {
 
     fn guests(given: Value, vcpus: Option<u32>) -> (Value, usize) {
         let mut warnings = Vec::new();
-        let kept = for_guest(
-            &serde_json::from_value(given).expect("resources"),
-            vcpus,
-            &mut warnings,
-        );
-        (
-            serde_json::to_value(kept).expect("serialises"),
-            warnings.len(),
-        )
+        let kept = for_guest(&serde_json::from_value(given).expect("resources"), vcpus, &mut warnings);
+        (serde_json::to_value(kept).expect("serialises"), warnings.len())
     }
 
     #[test]

@@ -9,9 +9,7 @@ const MAX_ERRNO: u32 = 4095;
 const MAX_ARGUMENT: usize = 5;
 
 pub(super) fn check(profile: &LinuxSeccomp) -> Result<(), OciError> {
-    if profile.listener_path().is_some()
-        || profile.default_action() == LinuxSeccompAction::ScmpActNotify
-    {
+    if profile.listener_path().is_some() || profile.default_action() == LinuxSeccompAction::ScmpActNotify {
         return Err(notification());
     }
     check_errno("linux.seccomp.defaultErrnoRet", profile.default_errno_ret())?;
@@ -20,20 +18,10 @@ pub(super) fn check(profile: &LinuxSeccomp) -> Result<(), OciError> {
             return Err(notification());
         }
         if rule.names().is_empty() {
-            return Err(OciError::Missing {
-                field: "a system call's name in linux.seccomp.syscalls",
-            });
+            return Err(OciError::Missing { field: "a system call's name in linux.seccomp.syscalls" });
         }
-        check_errno(
-            &format!("linux.seccomp.syscalls[{index}].errnoRet"),
-            rule.errno_ret(),
-        )?;
-        if let Some(argument) = rule
-            .args()
-            .iter()
-            .flatten()
-            .find(|argument| argument.index() > MAX_ARGUMENT)
-        {
+        check_errno(&format!("linux.seccomp.syscalls[{index}].errnoRet"), rule.errno_ret())?;
+        if let Some(argument) = rule.args().iter().flatten().find(|argument| argument.index() > MAX_ARGUMENT) {
             return Err(OciError::Range {
                 field: format!("linux.seccomp.syscalls[{index}].args: index"),
                 value: argument.index() as i128,
@@ -46,11 +34,9 @@ pub(super) fn check(profile: &LinuxSeccomp) -> Result<(), OciError> {
 
 fn check_errno(field: &str, value: Option<u32>) -> Result<(), OciError> {
     match value {
-        Some(value) if value > MAX_ERRNO => Err(OciError::Range {
-            field: field.to_owned(),
-            value: value.into(),
-            allowed: "0 to 4095",
-        }),
+        Some(value) if value > MAX_ERRNO => {
+            Err(OciError::Range { field: field.to_owned(), value: value.into(), allowed: "0 to 4095" })
+        }
         _ => Ok(()),
     }
 }
@@ -81,22 +67,13 @@ mod tests {
         assert_eq!(checked(rule("")), Ok(()));
         let cases: [(serde_json::Value, &str); 6] = [
             (rule(r#","errnoRet":5000"#), "errnoRet is 5000: 0 to 4095"),
-            (
-                rule(r#","args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]"#),
-                "index is 6: 0 to 5",
-            ),
+            (rule(r#","args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]"#), "index is 6: 0 to 5"),
             (
                 serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [], "action": "SCMP_ACT_LOG"}]}),
                 "name in linux.seccomp.syscalls is missing",
             ),
-            (
-                serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
-                "not supported",
-            ),
-            (
-                serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/s"}),
-                "listenerPath",
-            ),
+            (serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "not supported"),
+            (serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/s"}), "listenerPath"),
             (
                 serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 70000}),
                 "defaultErrnoRet is 70000",

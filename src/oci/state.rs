@@ -24,13 +24,7 @@ pub enum Status {
 
 impl Status {
     /// Each status, in the order of a life.
-    pub const ALL: [Self; 5] = [
-        Self::Creating,
-        Self::Created,
-        Self::Running,
-        Self::Paused,
-        Self::Stopped,
-    ];
+    pub const ALL: [Self; 5] = [Self::Creating, Self::Created, Self::Running, Self::Paused, Self::Stopped];
 
     /// The OCI's word.
     pub fn as_str(self) -> &'static str {
@@ -58,10 +52,7 @@ pub struct ParseStatusError(String);
 impl FromStr for Status {
     type Err = ParseStatusError;
     fn from_str(text: &str) -> Result<Self, ParseStatusError> {
-        Self::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| ParseStatusError(text.to_owned()))
+        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| ParseStatusError(text.to_owned()))
     }
 }
 
@@ -103,20 +94,14 @@ mod tests {
         let wanted = serde_json::json!({"ociVersion": super::super::OCI_VERSION, "id": "c1", "status": "creating", "pid": 7,
             "bundle": "/b", "annotations": {"a": "1"}});
         assert_eq!(json, wanted);
-        assert_eq!(
-            serde_json::from_value::<OciState>(json).expect("reads back"),
-            state
-        );
+        assert_eq!(serde_json::from_value::<OciState>(json).expect("reads back"), state);
     }
 
     #[test]
     fn every_status_is_written_and_read_as_the_same_word() {
         for status in Status::ALL {
             assert_eq!(status.to_string().parse::<Status>(), Ok(status));
-            assert_eq!(
-                serde_json::to_value(status).expect("serialises"),
-                status.as_str()
-            );
+            assert_eq!(serde_json::to_value(status).expect("serialises"), status.as_str());
         }
         assert!("alive".parse::<Status>().is_err());
     }

@@ -27,7 +27,7 @@ pub trait Backends: fmt::Debug + Send + Sync {
     /// None of it can run here; says why.
     fn choose(&self, choice: HypervisorChoice) -> Result<ChosenBackend, OpError>;
 
-    /// A new machine.
+    /// A new machine. Blocks for a probe of the host, a millisecond or so.
     ///
     /// # Errors
     /// The configuration cannot be used.
@@ -60,7 +60,7 @@ impl Backends for BuiltIn {
 
     fn make(&self, config: &Config, chosen: &ChosenBackend) -> Result<Arc<dyn Hypervisor>, OpError> {
         match chosen.backend {
-            Backend::Qemu => Ok(qemu::make(config, &self.executable)),
+            Backend::Qemu => Ok(qemu::make(config, &self.executable)?),
             Backend::Kvm => Err(OpError::new(ErrorKind::Unimplemented, "this build has no built-in KVM backend")),
         }
     }

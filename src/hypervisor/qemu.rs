@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 use stockade_config::{Accelerator, Config, MachineType};
-use stockade_hypervisor::Hypervisor;
+use stockade_hypervisor::{Hypervisor, HypervisorError};
 use stockade_qemu as qemu;
 
 /// A machine that runs in a QEMU process.
-pub(super) fn make(config: &Config, executable: &Path) -> Arc<dyn Hypervisor> {
+pub(super) fn make(config: &Config, executable: &Path) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
     let options = &config.hypervisor.qemu;
-    Arc::new(qemu::Qemu::new(qemu::QemuOptions {
+    let backend = qemu::QemuBackend::new(qemu::QemuOptions {
         binary: options.path.clone(),
         machine_type: match options.machine_type {
             MachineType::Q35 => qemu::MachineType::Q35,
@@ -27,5 +27,6 @@ pub(super) fn make(config: &Config, executable: &Path) -> Arc<dyn Hypervisor> {
         seccomp_sandbox: !options.seccomp_sandbox.is_empty(),
         debug: options.machine.enable_debug,
         ..qemu::QemuOptions::default()
-    }))
+    })?;
+    Ok(Arc::new(backend.machine()))
 }

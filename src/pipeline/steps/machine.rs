@@ -48,7 +48,7 @@ impl Step for StartMachine {
     const NAME: &'static str = "machine";
 
     async fn run(self, undo: &mut UndoStack) -> Result<Machine, OpError> {
-        let options = self.config.machine(self.backend.backend);
+        let options = self.config.machine(self.backend.backend).clone();
         let mut config = machine_config(&self.config, &self.backend, &self.sandbox, &self.directory)?;
         config.netns = self.netns;
         config.devices.push(DeviceConfig::Share {
@@ -56,7 +56,9 @@ impl Step for StartMachine {
             source: self.share,
             cache: options.virtio_fs_cache,
         });
-        let hypervisor = self.backends.make(&self.config, &self.backend)?;
+        let (backends, whole, backend) = (self.backends, self.config.clone(), self.backend.clone());
+        let made = tokio::task::spawn_blocking(move || backends.make(&whole, &backend)).await;
+        let hypervisor = made.map_err(|error| OpError::internal("cannot make a virtual machine", error))??;
         hypervisor.prepare(config).await?;
         // Until their numbers are known, the processes die with their parent by PR_SET_PDEATHSIG.
         let record = UndoRecord::Live { what: "end the virtual machine".into() };

@@ -128,7 +128,11 @@ fn examine(context: &Context) -> Report {
             loaded.config
         }
         Err(error) => {
-            host.push(Finding::bad("configuration", format!("{error:#}"), "correct it; what follows is for the defaults"));
+            host.push(Finding::bad(
+                "configuration",
+                format!("{error:#}"),
+                "correct it; what follows is for the defaults",
+            ));
             Config::default()
         }
     };
@@ -283,9 +287,12 @@ mod tests {
 
     #[test]
     fn the_report_in_words_names_each_finding_and_its_remedy() {
-        let report = conclude(section("host", Verdict::Good), vec![section("qemu", Verdict::Bad)], HypervisorChoice::Auto);
+        let report =
+            conclude(section("host", Verdict::Good), vec![section("qemu", Verdict::Bad)], HypervisorChoice::Auto);
         let text = report.to_text();
-        assert!(text.contains("host: usable\n  ok       x: y\n") && text.contains("qemu: not usable\n  missing  x: y\n"));
+        assert!(
+            text.contains("host: usable\n  ok       x: y\n") && text.contains("qemu: not usable\n  missing  x: y\n")
+        );
         assert!(text.contains("-> do z") && text.ends_with('.'));
     }
 

@@ -20,7 +20,8 @@ pub(super) fn open(socket: &Path, size: Option<(u16, u16)>) -> anyhow::Result<Ow
         set_inheritable(fd, false)?;
     }
     make_raw(&pty.slave).context("cannot make the terminal raw")?;
-    send(socket, &pty.master).with_context(|| format!("cannot send the terminal to the socket {}", socket.display()))?;
+    send(socket, &pty.master)
+        .with_context(|| format!("cannot send the terminal to the socket {}", socket.display()))?;
     Ok(pty.slave)
 }
 

@@ -225,9 +225,8 @@ async fn call(
 ) -> anyhow::Result<Connection> {
     let connection = client::connect(&context.store, sandbox).await?;
     let signals = signals.reader()?;
-    let mut creating = Box::pin(async {
-        answer("Create", connection.task.create(with_duration(limit), request).await)
-    });
+    let mut creating =
+        Box::pin(async { answer("Create", connection.task.create(with_duration(limit), request).await) });
     let id: ContainerId = request.id.parse()?;
     let created: Result<CreateTaskResponse, CallError> = tokio::select! {
         created = &mut creating => created,
@@ -260,7 +259,9 @@ fn take_back(context: &Context, connection: &Connection, id: &ContainerId) {
 
 async fn take_back_async(context: &Context, connection: &Connection, id: &ContainerId) {
     match delete(connection, id).await {
-        Err(error) if !error.is_not_found() => context.report.warning(&format!("cannot take back container {id}: {error}")),
+        Err(error) if !error.is_not_found() => {
+            context.report.warning(&format!("cannot take back container {id}: {error}"))
+        }
         _ => {}
     }
 }

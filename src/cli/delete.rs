@@ -53,9 +53,7 @@ pub(super) fn delete(context: &Context, id: &ContainerId, force: bool) -> anyhow
         context.store.remove_container(id)?;
     }
     let last = recovery::containers_of(&context.store, &record.sandbox)?.is_empty();
-    if last
-        && let Some(end) = &supervisor
-    {
+    if last && let Some(end) = &supervisor {
         if !end.wait(END_LIMIT) {
             bail!("container {id} is deleted, but the supervisor of sandbox {} does not end", record.sandbox);
         }

@@ -108,9 +108,11 @@ fn collect(context: &Context) -> anyhow::Result<Environment> {
             kernel: uname.release().to_string_lossy().into_owned(),
             architecture: uname.machine().to_string_lossy().into_owned(),
             distribution: field("/etc/os-release", "PRETTY_NAME=").map(|name| name.trim_matches('"').to_owned()),
-            processor: field("/proc/cpuinfo", "model name").map(|name| name.trim_start_matches([':', ' ', '\t']).to_owned()),
+            processor: field("/proc/cpuinfo", "model name")
+                .map(|name| name.trim_start_matches([':', ' ', '\t']).to_owned()),
             processors: std::thread::available_parallelism()?.get(),
-            memory_kib: field("/proc/meminfo", "MemTotal:").and_then(|text| text.split_whitespace().next()?.parse().ok()),
+            memory_kib: field("/proc/meminfo", "MemTotal:")
+                .and_then(|text| text.split_whitespace().next()?.parse().ok()),
         },
     })
 }

@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn an_event_has_runcs_shape() {
-        let event: Value = serde_json::from_str(&event(&"c".parse().unwrap(), &json!({"pids": {"current": 1}}))).unwrap();
+        let event: Value =
+            serde_json::from_str(&event(&"c".parse().unwrap(), &json!({"pids": {"current": 1}}))).unwrap();
         assert_eq!(event, json!({"type": "stats", "id": "c", "data": {"pids": {"current": 1}}}));
     }
 

@@ -116,7 +116,13 @@ impl Arguments {
     }
 
     /// This process holds the descriptors and waits.
-    fn attached(&self, context: &Context, connection: &Connection, subject: &Subject, process: &Process) -> super::Outcome {
+    fn attached(
+        &self,
+        context: &Context,
+        connection: &Connection,
+        subject: &Subject,
+        process: &Process,
+    ) -> super::Outcome {
         let signals = Signals::block()?;
         let pid = std::process::id().cast_signed();
         context.runtime.block_on(add(connection, subject, process, pid))?;

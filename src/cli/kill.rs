@@ -79,12 +79,8 @@ impl Arguments {
         }
         let result = context.runtime.block_on(async {
             let (_, connection) = supervisor_of(context, &self.id, "kill").await?;
-            let request = KillRequest {
-                id: self.id.to_string(),
-                signal: self.signal.0,
-                all: self.all,
-                ..KillRequest::default()
-            };
+            let request =
+                KillRequest { id: self.id.to_string(), signal: self.signal.0, all: self.all, ..KillRequest::default() };
             answer("Kill", connection.task.kill(with_duration(SHORT_CALL), &request).await)?;
             anyhow::Ok(())
         });
@@ -92,7 +88,11 @@ impl Arguments {
             Ok(()) => Ok(ExitCode::SUCCESS),
             // Between the look and the call it may have ended.
             Err(error) if error.downcast_ref::<CallError>().is_some_and(CallError::is_not_found) => {
-                if self.all { Ok(ExitCode::SUCCESS) } else { bail!("container not running") }
+                if self.all {
+                    Ok(ExitCode::SUCCESS)
+                } else {
+                    bail!("container not running")
+                }
             }
             Err(error) => Err(error),
         }

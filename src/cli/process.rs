@@ -49,7 +49,12 @@ impl FromStr for User {
 }
 
 /// The container's own process with other arguments, and with what the command line changes.
-pub(super) fn build(mut process: Process, args: &[String], terminal: bool, overrides: &Overrides) -> anyhow::Result<Process> {
+pub(super) fn build(
+    mut process: Process,
+    args: &[String],
+    terminal: bool,
+    overrides: &Overrides,
+) -> anyhow::Result<Process> {
     if args.is_empty() {
         bail!("there is nothing to run: give a command, or --process");
     }
@@ -92,8 +97,8 @@ fn add(before: Option<&LinuxCapabilities>, names: &[String]) -> anyhow::Result<L
     for name in names {
         let upper = name.to_ascii_uppercase();
         let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        let known: Capability =
-            serde_json::from_value(format!("CAP_{short}").into()).with_context(|| format!("--cap {name:?} is no capability"))?;
+        let known: Capability = serde_json::from_value(format!("CAP_{short}").into())
+            .with_context(|| format!("--cap {name:?} is no capability"))?;
         more.insert(known);
     }
     let set = |get: fn(&LinuxCapabilities) -> &Option<oci_spec::runtime::Capabilities>| {

@@ -23,7 +23,7 @@ impl Signals {
 
     /// The reader of these, inside a runtime.
     pub(crate) fn reader(&self) -> io::Result<SignalReader<'_>> {
-        let ready = AsyncFd::register_with_interest(self.fd.as_fd(), tokio::io::Interest::READABLE)?;
+        let ready = super::sys::watch(self.fd.as_fd())?;
         Ok(SignalReader { fd: &self.fd, ready })
     }
 }
@@ -51,7 +51,9 @@ impl SignalReader<'_> {
     pub(crate) async fn next_ending(&self) -> io::Result<Signal> {
         loop {
             match Signal::try_from(self.next().await?) {
-                Ok(signal @ (Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)) => return Ok(signal),
+                Ok(signal @ (Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)) => {
+                    return Ok(signal);
+                }
                 _ => {}
             }
         }

@@ -4,6 +4,8 @@
 use nix::libc;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Columns and rows of a terminal; `None` when `fd` is none.
 pub(crate) fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
@@ -65,6 +67,13 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Watches `fd` for data to read, inside a runtime.
+pub(crate) fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+    // SAFETY: a borrowed descriptor stays open, and its number the same, for as long as the borrow that the watch holds.
+    let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    watched.map_err(io::Error::from)
 }
 
 /// Lets children inherit `fd` (`true`) or not.

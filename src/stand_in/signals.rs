@@ -74,11 +74,10 @@ mod tests {
 
     #[test]
     fn signals_arrive_in_the_order_of_their_numbers_even_if_sent_before_they_are_read() {
-        // Blocking holds for this thread only, so signal the thread.
+        // Blocking holds for this thread only, and so does raising.
         let signals = Signals::block().unwrap();
-        let me = nix::sys::pthread::pthread_self();
         for signal in [Signal::SIGWINCH, Signal::SIGUSR1, Signal::SIGTERM] {
-            nix::sys::pthread::pthread_kill(me, signal).unwrap();
+            nix::sys::signal::raise(signal).unwrap();
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

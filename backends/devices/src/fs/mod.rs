@@ -8,7 +8,11 @@
 //! - inodes are held by `O_PATH` descriptors and never by file handles: opening a handle needs CAP_DAC_READ_SEARCH, and
 //!   a process that has it can open every file of the file system that the share is on by guessing handles, whatever
 //!   its root is. The price is a descriptor for each inode that the guest remembers, so the limit of descriptors is raised;
-//! - set-user-id bits are cleared by the server (killpriv v2): else the guest asks for `security.capability` before each write;
+//! - set-user-id bits are cleared after a write by the guest's kernel where it caches contents (`auto`, `always`), although
+//!   it then asks for `security.capability` before each write. Where it does not cache (`never`, `metadata`) it leaves that to
+//!   the server (killpriv v2), which is **not reliable**: after the first file that a guest's user other than root makes,
+//!   virtiofsd 1.14 takes its thread for one without CAP_FSETID (libcap-ng keeps what it read while the thread was that
+//!   user) and no longer drops it, so that the bit stays. Hence the first is the default;
 //! - write-back caching stays off: the host writes below the share too.
 
 use std::fmt;
@@ -48,6 +52,11 @@ impl CachePolicy {
             Self::Auto => Duration::from_secs(1),
             Self::Metadata | Self::Always => Duration::from_secs(86400),
         }
+    }
+
+    /// Whether the guest's kernel writes past its cache, and so does not clear set-user-id bits itself.
+    fn leaves_suid_to_server(self) -> bool {
+        matches!(self, Self::Never | Self::Metadata)
     }
 }
 
@@ -147,7 +156,7 @@ pub fn file_system(config: FsConfig) -> Result<PassthroughFs, FsError> {
         inode_file_handles: InodeFileHandlesMode::Never,
         // Attributes that may not be kept are not worth fetching with the names.
         readdirplus: !never,
-        killpriv_v2: true,
+        killpriv_v2: config.cache.leaves_suid_to_server(),
         // Without a cache, files are opened for direct I/O, and guests since 6.6 may still map them.
         allow_mmap: never,
         guest_fd_limit: config.descriptor_limit.saturating_sub(RESERVED_DESCRIPTORS),
@@ -183,5 +192,11 @@ mod tests {
         }
         assert_eq!("none".parse(), Ok(CachePolicy::Never));
         assert!("sometimes".parse::<CachePolicy>().is_err());
+    }
+
+    #[test]
+    fn the_default_policy_lets_the_guest_clear_set_user_id_bits() {
+        assert!(!CachePolicy::default().leaves_suid_to_server());
+        assert!(CachePolicy::Never.leaves_suid_to_server());
     }
 }

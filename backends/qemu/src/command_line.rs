@@ -57,6 +57,7 @@ pub(crate) struct NetPart {
 pub(crate) struct Parts<'a> {
     pub(crate) config: &'a VmConfig,
     pub(crate) acceleration: Acceleration,
+    pub(crate) tsc_khz: Option<u64>,
     pub(crate) qmp: RawFd,
     pub(crate) console: RawFd,
     pub(crate) vsock: RawFd,
@@ -82,7 +83,7 @@ pub(crate) fn blockdev(node: &str, path: &Path, read_only: bool) -> serde_json::
 }
 
 /// Parameters that the machine needs or that make a boot shorter; those of the configuration come after.
-fn kernel_command_line(options: &QemuOptions, config: &VmConfig) -> String {
+fn kernel_command_line(options: &QemuOptions, parts: &Parts<'_>) -> String {
     let mut params = vec![
         // The first lines of a boot, panics included, are written before any driver of virtio is there.
         "console=ttyS0",
@@ -104,7 +105,11 @@ fn kernel_command_line(options: &QemuOptions, config: &VmConfig) -> String {
     if !options.debug {
         params.push("quiet");
     }
-    params.into_iter().chain(config.kernel_params.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
+    // Without it a guest on microvm finds a clock by luck: the timer that it would measure by has no gate there, and where
+    // it finds none the kernel hangs.
+    let tsc = parts.tsc_khz.map(|khz| format!("tsc_early_khz={khz}"));
+    params.extend(tsc.as_deref());
+    params.into_iter().chain(parts.config.kernel_params.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")
 }
 
 struct Args(Vec<OsString>);
@@ -177,7 +182,7 @@ pub(crate) fn build(options: &QemuOptions, parts: &Parts<'_>) -> Vec<OsString> {
     if let BootSource::Initrd(path) | BootSource::Image { initrd: Some(path), .. } = &config.boot {
         args.add("-initrd", path.as_os_str());
     }
-    args.add("-append", kernel_command_line(options, config));
+    args.add("-append", kernel_command_line(options, parts));
     devices(options.machine_type, parts, &mut args);
     args.0
 }

@@ -27,6 +27,7 @@ fn lines(machine_type: MachineType, acceleration: Acceleration) -> Vec<String> {
     let parts = Parts {
         config: &config,
         acceleration,
+        tsc_khz: (machine_type == MachineType::Microvm).then_some(2_400_000),
         qmp: 10,
         console: 11,
         vsock: 12,
@@ -90,7 +91,7 @@ fn microvm_has_virtio_mmio_and_no_hot_plug() {
             "-m size=256M",
         ],
         "-append console=ttyS0 panic=-1 reboot=t cryptomgr.notests no_timer_check tsc=reliable random.trust_cpu=on \
-         8250.nr_uarts=1 pci=off quiet agent.log=debug panic=5",
+         8250.nr_uarts=1 pci=off quiet tsc_early_khz=2400000 agent.log=debug panic=5",
         &[
             "-global virtio-mmio.force-legacy=false",
             "-chardev socket,id=vsock,fd=12,server=off",

@@ -2,6 +2,7 @@
 
 use crate::process::{Ended, Process};
 use crate::qmp::{Seen, Shutdown};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use stockade_hypervisor::{ExitCause, ProcessRole};
 use tokio::sync::watch;
@@ -31,15 +32,29 @@ pub(crate) enum Stopping {
 pub(crate) struct Processes {
     pub(crate) hypervisor: Process,
     pub(crate) devices: Process,
+    killed: AtomicBool,
 }
 
 impl Processes {
+    pub(crate) fn new(hypervisor: Process, devices: Process) -> Self {
+        Self { hypervisor, devices, killed: AtomicBool::new(false) }
+    }
+
     pub(crate) fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
         self.hypervisor.signal(libc::SIGKILL);
         self.devices.signal(libc::SIGKILL);
     }
 
+    /// Whether [`Processes::kill`] was called: what the processes end of is then no news.
+    pub(crate) fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+
     /// Waits for the machine's end and makes it complete: afterwards both processes are reaped.
+    ///
+    /// To be waited for to its end once the processes [are killed](Processes::is_killed): a second call would take what
+    /// the first one killed for a cause.
     ///
     /// Answers how QEMU ended, and how the device process did when that was what ended the machine.
     pub(crate) async fn ended(&self, seen: Option<watch::Receiver<Seen>>) -> (Ended, Option<Ended>) {

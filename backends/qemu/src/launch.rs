@@ -19,8 +19,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 use stockade_devices::fs::CachePolicy;
 use stockade_devices::vhost_user::{FsArgs, VhostUserArgs, VsockArgs};
 use stockade_hypervisor::{
@@ -34,6 +36,14 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const SOCKET: &str = "vsock.sock";
 /// Serves virtio-fs requests beside the queue's own thread.
 const FS_THREADS: usize = 0;
+
+/// What this host does for a guest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Host {
+    pub(crate) acceleration: Acceleration,
+    /// How fast the time stamp counter runs, for a guest that cannot measure it.
+    pub(crate) tsc_khz: Option<u64>,
+}
 
 /// A machine whose monitor has answered.
 #[derive(Debug)]
@@ -128,7 +138,7 @@ struct Plan {
 fn plan(
     binary: PathBuf,
     options: &QemuOptions,
-    acceleration: Acceleration,
+    on: Host,
     config: &VmConfig,
     devices: &[Device],
 ) -> Result<Plan, HypervisorError> {
@@ -159,7 +169,8 @@ fn plan(
     };
     let mut parts = Parts {
         config,
-        acceleration,
+        acceleration: on.acceleration,
+        tsc_khz: on.tsc_khz,
         qmp: to_qemu.add(qmp_end),
         console: to_qemu.add(console_end),
         vsock: to_qemu.add(vsock),
@@ -217,12 +228,12 @@ fn plan(
 pub(crate) async fn launch(
     binary: PathBuf,
     options: &QemuOptions,
-    acceleration: Acceleration,
+    on: Host,
     config: &VmConfig,
     devices: &[Device],
     cancel: &CancellationToken,
 ) -> Result<Launched, LaunchError> {
-    let plan = plan(binary, options, acceleration, config, devices)?;
+    let plan = plan(binary, options, on, config, devices)?;
     tracing::debug!(program = %plan.hypervisor.program.display(), args = ?plan.hypervisor.args, "starting QEMU");
     let devices = Process::launch(plan.devices).await?;
     let hypervisor = match Process::launch(plan.hypervisor).await {
@@ -233,7 +244,7 @@ pub(crate) async fn launch(
             return Err(e.into());
         }
     };
-    let processes = Processes { hypervisor, devices };
+    let processes = Processes::new(hypervisor, devices);
     let panicked = Arc::new(AtomicBool::new(false));
     let talk = async {
         let console = asynchronous(plan.console, "the console")?;
@@ -245,31 +256,54 @@ pub(crate) async fn launch(
             Err(_) => Err(HypervisorError::Timeout { operation: Operation::Start, limit: options.start_limit }),
         }
     };
-    let cause = tokio::select! {
-        ended = processes.ended(None) => never_ready(&ended),
-        () = cancel.cancelled() => ExitCause::NeverStarted,
-        client = talk => match client {
-            Ok((Ok(qmp), console)) => {
-                return Ok(Launched { processes, qmp, console, panicked, lifeline: plan.lifeline });
-            }
-            // The connection breaks with the process, whose end says more.
-            Ok((Err(e), _)) => {
-                tracing::debug!(error = %e, "QEMU's monitor gave no greeting");
-                match tokio::time::timeout(options.start_limit, processes.ended(None)).await {
-                    Ok(ended) => never_ready(&ended),
-                    Err(_) => ExitCause::NeverStarted,
-                }
-            }
-            Err(error) => {
-                processes.kill();
-                processes.ended(None).await;
-                return Err(error.into());
-            }
-        },
+    let outcome = {
+        let ended = std::pin::pin!(processes.ended(None));
+        first(ended, talk, &processes, cancel, options.start_limit).await
+    };
+    let (error, cause) = match outcome {
+        Outcome::Answered(qmp, console) => {
+            return Ok(Launched { processes, qmp, console, panicked, lifeline: plan.lifeline });
+        }
+        Outcome::Failed(error) => (error, ExitCause::NeverStarted),
+        Outcome::Ended(cause) => (HypervisorError::Exited { operation: Operation::Start, cause: cause.clone() }, cause),
     };
     processes.kill();
     processes.ended(None).await;
-    Err(LaunchError { error: HypervisorError::Exited { operation: Operation::Start, cause: cause.clone() }, cause })
+    Err(LaunchError { error, cause })
+}
+
+/// How a start came out.
+enum Outcome {
+    Answered(Client, JoinHandle<()>),
+    Failed(HypervisorError),
+    Ended(ExitCause),
+}
+
+/// Waits for the monitor's answer, the end of a process, or the order to give up.
+async fn first(
+    mut ended: Pin<&mut impl Future<Output = (Ended, Option<Ended>)>>,
+    talk: impl Future<Output = Result<(io::Result<Client>, JoinHandle<()>), HypervisorError>>,
+    processes: &Processes,
+    cancel: &CancellationToken,
+    limit: Duration,
+) -> Outcome {
+    let broken = tokio::select! {
+        biased;
+        ended = &mut ended => return Outcome::Ended(never_ready(&ended)),
+        () = cancel.cancelled() => return Outcome::Ended(ExitCause::NeverStarted),
+        answer = talk => match answer {
+            Ok((Ok(client), console)) if !processes.is_killed() => return Outcome::Answered(client, console),
+            Ok((Ok(_), _)) => None,
+            Ok((Err(e), _)) => Some(e),
+            Err(error) => return Outcome::Failed(error),
+        },
+    };
+    // The connection breaks with the process, whose end says more.
+    match (tokio::time::timeout(limit, ended).await, broken) {
+        (Ok(ended), _) => Outcome::Ended(never_ready(&ended)),
+        (Err(_), Some(e)) => Outcome::Failed(HypervisorError::host(Operation::Start, "greet QEMU's monitor", e)),
+        (Err(_), None) => Outcome::Failed(HypervisorError::Timeout { operation: Operation::Start, limit }),
+    }
 }
 
 fn never_ready((hypervisor, devices): &(Ended, Option<Ended>)) -> ExitCause {

@@ -22,6 +22,7 @@ mod qmp;
 mod resize;
 mod stop;
 mod sys;
+mod tsc;
 
 pub use machine::Qemu;
 pub use options::{Accelerator, MachineType, QemuOptions};
@@ -31,6 +32,7 @@ use probe::KvmProbe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stockade_hypervisor::{Capabilities, HypervisorError};
+use tsc::TscSample;
 
 /// The backend's name in the configuration.
 pub const NAME: &str = "qemu";
@@ -42,6 +44,7 @@ pub struct QemuBackend {
     binary: PathBuf,
     acceleration: Acceleration,
     kvm: KvmProbe,
+    tsc: Arc<TscSample>,
 }
 
 impl QemuBackend {
@@ -51,15 +54,22 @@ impl QemuBackend {
     /// # Errors
     /// [`HypervisorError::Config`] when QEMU is missing, or KVM is asked for and cannot run stock guests.
     pub fn new(options: QemuOptions) -> Result<Self, HypervisorError> {
+        let tsc = TscSample::now();
         let binary = options.find_binary()?;
         let kvm = options.probe();
         let acceleration = options.acceleration(&kvm)?;
-        Ok(Self { options: Arc::new(options), binary, acceleration, kvm })
+        Ok(Self { options: Arc::new(options), binary, acceleration, kvm, tsc: Arc::new(tsc) })
     }
 
     /// A new machine, which takes nothing of the host before it starts.
     pub fn machine(&self) -> Qemu {
-        Qemu::new(Arc::clone(&self.options), self.binary.clone(), self.acceleration, self.capabilities())
+        Qemu::new(
+            Arc::clone(&self.options),
+            self.binary.clone(),
+            self.acceleration,
+            Arc::clone(&self.tsc),
+            self.capabilities(),
+        )
     }
 
     /// QEMU's program.

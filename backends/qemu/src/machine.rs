@@ -3,11 +3,12 @@
 use crate::command_line::MMIO_SLOTS;
 use crate::devices::{self, Device, Plug, Table};
 use crate::exit::{self, Processes, Stopping};
-use crate::launch::{self, Launched, SOCKET};
+use crate::launch::{self, Host, Launched, SOCKET};
 use crate::options::{Acceleration, MachineType, QemuOptions};
 use crate::proc_stat;
 use crate::qmp::Client;
 use crate::resize::{self, Added};
+use crate::tsc::TscSample;
 use crate::{NAME, stop};
 use qapi::qmp;
 use std::io;
@@ -39,6 +40,7 @@ struct Shared {
     options: Arc<QemuOptions>,
     binary: PathBuf,
     acceleration: Acceleration,
+    tsc: Arc<TscSample>,
     capabilities: Capabilities,
     /// Never held across an await.
     machine: Mutex<Machine>,
@@ -169,8 +171,13 @@ impl Shared {
         let devices = self.machine().devices.all();
         let launched = match self.check_devices(&config, &devices) {
             Ok(()) => {
-                launch::launch(self.binary.clone(), &self.options, self.acceleration, &config, &devices, &self.cancel)
-                    .await
+                let tsc_khz = match (self.acceleration, self.options.machine_type) {
+                    (Acceleration::Tcg, MachineType::Microvm) => Some(self.tsc.khz().await),
+                    // The hypervisor tells it, or the board has timers to measure it by.
+                    _ => None,
+                };
+                let host = Host { acceleration: self.acceleration, tsc_khz };
+                launch::launch(self.binary.clone(), &self.options, host, &config, &devices, &self.cancel).await
             }
             Err(e) => Err(e.into()),
         };
@@ -311,6 +318,7 @@ impl Qemu {
         options: Arc<QemuOptions>,
         binary: PathBuf,
         acceleration: Acceleration,
+        tsc: Arc<TscSample>,
         capabilities: Capabilities,
     ) -> Self {
         let machine = Machine {
@@ -327,6 +335,7 @@ impl Qemu {
                 options,
                 binary,
                 acceleration,
+                tsc,
                 capabilities,
                 machine: Mutex::new(machine),
                 operation: tokio::sync::Mutex::new(()),

@@ -114,3 +114,9 @@ pub(crate) fn watch_readable(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd
     // SAFETY: the Arc keeps the descriptor open, and its number the same, for as long as the AsyncFd has it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
+
+/// The processor's time stamp counter.
+pub(crate) fn time_stamp_counter() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and Linux lets user space run it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}

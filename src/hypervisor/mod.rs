@@ -102,9 +102,28 @@ pub fn machine_config(
         // The machine's vsock ends in a process of its own, so every machine may have the same address.
         guest_cid: 3,
         devices: Vec::new(),
-        console: ConsoleSink(Arc::new(|line| tracing::info!(target: "guest", "{line}"))),
+        console: ConsoleSink(Arc::new(log_console_line)),
         console_log: Some(directory.join("console.log")),
     })
+}
+
+/// The guest's console goes into the log. The agent writes its own log there, a JSON object a line.
+fn log_console_line(line: &str) {
+    #[derive(serde::Deserialize)]
+    struct AgentLine {
+        msg: String,
+        #[serde(default)]
+        level: String,
+    }
+    match serde_json::from_str::<AgentLine>(line) {
+        Ok(AgentLine { msg, level }) => match level.as_str() {
+            "error" | "critical" => tracing::error!(target: "agent", "{msg}"),
+            "warning" | "warn" => tracing::warn!(target: "agent", "{msg}"),
+            "debug" | "trace" => tracing::debug!(target: "agent", "{msg}"),
+            _ => tracing::info!(target: "agent", "{msg}"),
+        },
+        Err(_) => tracing::info!(target: "guest", "{line}"),
+    }
 }
 
 /// The host's memory; what cannot be read counts as 1 GiB.

@@ -13,6 +13,7 @@ use crate::agent::{AgentClient, AgentStdio};
 use crate::error::{ErrorKind, OpError};
 use crate::hooks::Phase;
 use crate::ids::{ContainerId, ExecId};
+use crate::oci::{OciState, Status};
 use crate::pipeline::UndoStack;
 use crate::pipeline::create::CreatedContainer;
 use crate::state::{ContainerRecord, ProcessId, Store};
@@ -66,7 +67,7 @@ struct Made {
 struct Parts {
     hooks: Option<oci_spec::runtime::Hooks>,
     netns: crate::actors::network::SandboxNetns,
-    oci_state: crate::oci::OciState,
+    oci_state: OciState,
 }
 
 impl ContainerActor {
@@ -298,37 +299,35 @@ impl Handler<Envelope<Start>> for ContainerActor {
         // Running at once, so that a second Start is denied while the guest works; the exit may come before the answer.
         self.enter(ContainerState::Running);
         let hooks = self.setup.hooks.clone();
-        let started = spawned::<Self, Start, _>(message.span, async move { agent.start_container(&id).await });
-        Box::pin(started.map(move |result, actor, _| {
-            match &result {
-                Ok(()) => actor.run_poststart(hooks, parts),
-                Err(_) if *actor.state.borrow() == ContainerState::Running => actor.enter(ContainerState::Created),
-                Err(_) => {}
+        let started = spawned::<Self, Start, _>(message.span, async move {
+            agent.start_container(&id).await?;
+            run_poststart(hooks, parts).await;
+            Ok(())
+        });
+        Box::pin(started.map(|result, actor, _| {
+            if result.is_err() && *actor.state.borrow() == ContainerState::Running {
+                actor.enter(ContainerState::Created);
             }
             result
         }))
     }
 }
 
-impl ContainerActor {
-    /// OCI runtime specification, life cycle: a poststart hook that fails is logged, and the container goes on.
-    fn run_poststart(&self, runner: Ask<RunHooks>, parts: Parts) {
-        let hooks = parts.hooks.and_then(|hooks| hooks.poststart().clone()).unwrap_or_default();
-        if hooks.is_empty() {
-            return;
-        }
-        let request = RunHooks {
-            phase: Phase::Poststart,
-            hooks,
-            state: crate::oci::OciState { status: crate::oci::Status::Running, ..parts.oci_state },
-            netns: parts.netns.descriptor,
-            cancel: CancellationToken::new(),
-        };
-        tokio::spawn(async move {
-            if let Err(error) = runner.ask(request).await {
-                tracing::warn!(error = error.one_line(), "a poststart hook failed");
-            }
-        });
+/// OCI runtime specification, life cycle: a poststart hook that fails is logged, and the container goes on.
+async fn run_poststart(runner: Ask<RunHooks>, parts: Parts) {
+    let hooks = parts.hooks.and_then(|hooks| hooks.poststart().clone()).unwrap_or_default();
+    if hooks.is_empty() {
+        return;
+    }
+    let request = RunHooks {
+        phase: Phase::Poststart,
+        hooks,
+        state: OciState { status: Status::Running, ..parts.oci_state },
+        netns: parts.netns.descriptor,
+        cancel: CancellationToken::new(),
+    };
+    if let Err(error) = runner.ask(request).await {
+        tracing::warn!(error = error.one_line(), "a poststart hook failed");
     }
 }
 

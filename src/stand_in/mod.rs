@@ -90,9 +90,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn stand(arguments: &Arguments) -> io::Result<u8> {
-    // First of all, so that no signal is lost or ends this process before the container has it.
-    let signals = Signals::block()?;
+    // Before this program opens anything. Signals are blocked all along: they were so in its parent.
     let mut channel = UnixStream::from(sys::inherit_only(arguments.channel)?);
+    let signals = Signals::block()?;
     nix::unistd::setsid()?;
     if arguments.terminal {
         sys::take_controlling_terminal(io::stdin().as_fd())?;

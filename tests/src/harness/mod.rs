@@ -1,9 +1,14 @@
 //! What the tests share.
 
 mod bundle;
+mod host_state;
 mod id;
 mod rootfs;
+mod stockade;
+pub mod wait;
 
 pub use bundle::{Bundle, BundleBuilder};
+pub use host_state::{HostState, processes_of};
 pub use id::unique_id;
 pub use rootfs::busybox_rootfs;
+pub use stockade::{Output, Running, Stockade, guest};

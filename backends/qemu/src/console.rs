@@ -79,7 +79,7 @@ impl Console {
             self.panicked.store(true, Ordering::Release);
         }
         // Replacement characters are longer than what they replace.
-        let end = clean.floor_char_boundary(LINE_LIMIT);
+        let end = (0..=LINE_LIMIT.min(clean.len())).rev().find(|end| clean.is_char_boundary(*end)).unwrap_or(0);
         (self.sink.0)(clean.get(..end).unwrap_or_default());
     }
 }

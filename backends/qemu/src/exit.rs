@@ -1,7 +1,7 @@
 //! How a machine ended: which of its processes went first, and what that means.
 
 use crate::process::{Ended, Process};
-use crate::qmp::{Seen, Shutdown};
+use crate::qmp::{Reason, Seen};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use stockade_hypervisor::{ExitCause, ProcessRole};
@@ -124,16 +124,16 @@ pub(crate) fn cause(
         return devices.cause(ProcessRole::Devices);
     }
     match seen.shutdown {
-        Some(Shutdown::GuestPanic) => ExitCause::GuestPanic,
+        Some(Reason::GuestPanic) => ExitCause::GuestPanic,
         // The kernel resets after a panic, because it is told to.
-        Some(Shutdown::GuestReset) if seen.panicked || console_panic => ExitCause::GuestPanic,
-        Some(Shutdown::GuestShutdown | Shutdown::GuestReset) if stopping == Stopping::Asked => ExitCause::Stopped,
-        Some(Shutdown::GuestShutdown) => ExitCause::GuestShutdown,
-        Some(Shutdown::GuestReset) => ExitCause::GuestReset,
+        Some(Reason::GuestReset) if seen.panicked || console_panic => ExitCause::GuestPanic,
+        Some(Reason::GuestShutdown | Reason::GuestReset) if stopping == Stopping::Asked => ExitCause::Stopped,
+        Some(Reason::GuestShutdown) => ExitCause::GuestShutdown,
+        Some(Reason::GuestReset) => ExitCause::GuestReset,
         // QEMU's handler makes an orderly end of it and does not pass on which signal it was.
-        Some(Shutdown::HostSignal) => ExitCause::Signal { process: ProcessRole::Hypervisor, signal: libc::SIGTERM },
-        Some(Shutdown::HostQuit) => ExitCause::Stopped,
-        Some(Shutdown::Other) | None => hypervisor.cause(ProcessRole::Hypervisor),
+        Some(Reason::HostSignal) => ExitCause::Signal { process: ProcessRole::Hypervisor, signal: libc::SIGTERM },
+        Some(Reason::HostQuit) => ExitCause::Stopped,
+        Some(Reason::Other) | None => hypervisor.cause(ProcessRole::Hypervisor),
     }
 }
 
@@ -144,16 +144,16 @@ mod tests {
     const CLEAN: Ended = Ended::Status(0, String::new());
     const KILLED: Ended = Ended::Signal(9);
 
-    fn seen(shutdown: Shutdown) -> Seen {
+    fn seen(shutdown: Reason) -> Seen {
         Seen { shutdown: Some(shutdown), panicked: false }
     }
 
     #[test]
     fn the_guests_own_ends_are_told_apart() {
         for (shutdown, expected) in [
-            (Shutdown::GuestShutdown, ExitCause::GuestShutdown),
-            (Shutdown::GuestReset, ExitCause::GuestReset),
-            (Shutdown::GuestPanic, ExitCause::GuestPanic),
+            (Reason::GuestShutdown, ExitCause::GuestShutdown),
+            (Reason::GuestReset, ExitCause::GuestReset),
+            (Reason::GuestPanic, ExitCause::GuestPanic),
         ] {
             assert_eq!(cause(&CLEAN, None, seen(shutdown), false, Stopping::No), expected);
         }
@@ -161,15 +161,15 @@ mod tests {
 
     #[test]
     fn a_reset_after_a_panic_is_a_panic_and_a_shutdown_after_one_is_not() {
-        assert_eq!(cause(&CLEAN, None, seen(Shutdown::GuestReset), true, Stopping::No), ExitCause::GuestPanic);
-        let panicked = Seen { shutdown: Some(Shutdown::GuestReset), panicked: true };
+        assert_eq!(cause(&CLEAN, None, seen(Reason::GuestReset), true, Stopping::No), ExitCause::GuestPanic);
+        let panicked = Seen { shutdown: Some(Reason::GuestReset), panicked: true };
         assert_eq!(cause(&CLEAN, None, panicked, false, Stopping::Asked), ExitCause::GuestPanic);
-        assert_eq!(cause(&CLEAN, None, seen(Shutdown::GuestShutdown), true, Stopping::No), ExitCause::GuestShutdown);
+        assert_eq!(cause(&CLEAN, None, seen(Reason::GuestShutdown), true, Stopping::No), ExitCause::GuestShutdown);
     }
 
     #[test]
     fn an_end_that_was_asked_for_is_a_stop() {
-        assert_eq!(cause(&CLEAN, None, seen(Shutdown::GuestShutdown), false, Stopping::Asked), ExitCause::Stopped);
+        assert_eq!(cause(&CLEAN, None, seen(Reason::GuestShutdown), false, Stopping::Asked), ExitCause::Stopped);
         assert_eq!(cause(&KILLED, None, Seen::default(), false, Stopping::Forced), ExitCause::Stopped);
         assert_eq!(cause(&KILLED, Some(&KILLED), Seen::default(), false, Stopping::Forced), ExitCause::Stopped);
     }

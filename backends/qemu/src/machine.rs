@@ -100,7 +100,8 @@ impl Shared {
             }
             machine.state = VmState::Stopped;
             machine.devices = Table::default();
-            (machine.running.take(), machine.config.clone())
+            // Taken, so that descriptors of network interfaces are closed.
+            (machine.running.take(), machine.config.take())
         };
         drop(running);
         if let Some(config) = config {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// Why QEMU shuts the machine down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shutdown {
+pub(crate) enum Reason {
     GuestShutdown,
     GuestReset,
     GuestPanic,
@@ -17,7 +17,7 @@ pub(crate) enum Shutdown {
     Other,
 }
 
-impl Shutdown {
+impl Reason {
     fn from_reason(reason: &str) -> Self {
         match reason {
             "guest-shutdown" => Self::GuestShutdown,
@@ -33,7 +33,7 @@ impl Shutdown {
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    Shutdown(Shutdown),
+    Shutdown(Reason),
     Reset { guest: bool },
     Panicked,
     DeviceDeleted(String),
@@ -53,7 +53,7 @@ impl Event {
         let Message { event, data } = serde_json::from_str(line).ok()?;
         let text = |key: &str| data.get(key).and_then(Value::as_str);
         Some(match event.as_str() {
-            "SHUTDOWN" => Self::Shutdown(Shutdown::from_reason(text("reason").unwrap_or_default())),
+            "SHUTDOWN" => Self::Shutdown(Reason::from_reason(text("reason").unwrap_or_default())),
             "RESET" => Self::Reset { guest: data.get("guest").and_then(Value::as_bool).unwrap_or(false) },
             "GUEST_PANICKED" => Self::Panicked,
             // Without a device it tells of a part of one.
@@ -66,7 +66,7 @@ impl Event {
 /// What the events have said so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Seen {
-    pub(crate) shutdown: Option<Shutdown>,
+    pub(crate) shutdown: Option<Reason>,
     pub(crate) panicked: bool,
 }
 
@@ -79,7 +79,7 @@ impl Seen {
             }
             // With -no-reboot a shutdown comes instead; if not, it is an exit all the same.
             Event::Reset { guest: true } => {
-                self.shutdown.get_or_insert(Shutdown::GuestReset);
+                self.shutdown.get_or_insert(Reason::GuestReset);
             }
             Event::Panicked => self.panicked = true,
             Event::Reset { guest: false } | Event::DeviceDeleted(_) | Event::Unknown => {}
@@ -94,13 +94,13 @@ mod tests {
     #[test]
     fn reasons_are_told_apart() {
         for (reason, expected) in [
-            ("guest-shutdown", Shutdown::GuestShutdown),
-            ("guest-reset", Shutdown::GuestReset),
-            ("guest-panic", Shutdown::GuestPanic),
-            ("host-signal", Shutdown::HostSignal),
-            ("host-qmp-quit", Shutdown::HostQuit),
-            ("subsystem-reset", Shutdown::Other),
-            ("something-new", Shutdown::Other),
+            ("guest-shutdown", Reason::GuestShutdown),
+            ("guest-reset", Reason::GuestReset),
+            ("guest-panic", Reason::GuestPanic),
+            ("host-signal", Reason::HostSignal),
+            ("host-qmp-quit", Reason::HostQuit),
+            ("subsystem-reset", Reason::Other),
+            ("something-new", Reason::Other),
         ] {
             let line = format!(
                 r#"{{"timestamp":{{"seconds":1,"microseconds":2}},"event":"SHUTDOWN","data":{{"guest":true,"reason":"{reason}"}}}}"#
@@ -113,8 +113,8 @@ mod tests {
     fn the_first_reason_stays() {
         let mut seen = Seen::default();
         seen.note(&Event::Reset { guest: true });
-        seen.note(&Event::Shutdown(Shutdown::HostQuit));
-        assert_eq!(seen.shutdown, Some(Shutdown::GuestReset));
+        seen.note(&Event::Shutdown(Reason::HostQuit));
+        assert_eq!(seen.shutdown, Some(Reason::GuestReset));
     }
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(Event::parse("{"), None);
         assert_eq!(Event::parse(r#"{"event":7}"#), None);
         assert_eq!(Event::parse(r#"{"event":"DEVICE_DELETED","data":[]}"#), Some(Event::Unknown));
-        assert_eq!(Event::parse(r#"{"event":"SHUTDOWN"}"#), Some(Event::Shutdown(Shutdown::Other)));
+        assert_eq!(Event::parse(r#"{"event":"SHUTDOWN"}"#), Some(Event::Shutdown(Reason::Other)));
         assert_eq!(
             Event::parse(r#"{"event":"DEVICE_DELETED","data":{"device":"dev1","path":"/p"}}"#),
             Some(Event::DeviceDeleted("dev1".to_owned()))

@@ -12,7 +12,7 @@ mod event;
 mod writer;
 
 pub(crate) use command::{BlockdevAdd, DeviceAdd, NetdevAdd, ObjectAdd};
-pub(crate) use event::{Seen, Shutdown};
+pub(crate) use event::{Reason, Seen};
 
 use event::Event;
 use futures::StreamExt;
@@ -224,7 +224,7 @@ mod tests {
         });
         let client = Client::connect(stream, LIMIT).await.unwrap();
         client.execute(Operation::Pause, qmp::stop {}).await.unwrap();
-        assert_eq!(client.seen().borrow().shutdown, Some(Shutdown::GuestReset));
+        assert_eq!(client.seen().borrow().shutdown, Some(Reason::GuestReset));
     }
 
     #[tokio::test]

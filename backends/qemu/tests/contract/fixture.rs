@@ -11,10 +11,10 @@ use stockade_qemu::{Accelerator, MachineType, QemuBackend, QemuOptions};
 /// A fixture whose machines have this board.
 pub(crate) struct Board(pub(crate) MachineType);
 
-const HELPER: &str = env!("CARGO_BIN_EXE_stockade-contract-helper");
+pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_stockade-contract-helper");
 
 /// Where the kernel and the initrd are.
-fn guest() -> PathBuf {
+pub(crate) fn guest() -> PathBuf {
     let directory = std::env::var_os("STOCKADE_TEST_GUEST")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/guest"), PathBuf::from);
     for name in ["vmlinuz", "initrd.img"] {

@@ -4,6 +4,7 @@
 
 mod fixture;
 mod processes;
+mod tap;
 
 use fixture::Board;
 use stockade_qemu::MachineType;

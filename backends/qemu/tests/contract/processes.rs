@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 use stockade_hypervisor::contract::Machine;
-use stockade_hypervisor::{ExitCause, HypervisorError, ProcessRole, StopDeadlines, VmState};
+use stockade_hypervisor::{DeviceConfig, ExitCause, HypervisorError, NetQueueFds, ProcessRole, StopDeadlines, VmState};
 use stockade_qemu::{MachineType, QemuBackend, QemuOptions};
 
 fn board() -> Board {
@@ -85,4 +85,55 @@ async fn a_caller_that_gives_up_a_start_can_still_stop_it() {
     hypervisor.stop(StopDeadlines::NOW).await.unwrap();
     assert_eq!(hypervisor.state(), VmState::Stopped);
     assert!(hypervisor.processes().is_empty());
+}
+
+#[test]
+fn a_killed_supervisor_takes_both_processes_along() {
+    use std::io::{BufRead, BufReader};
+    let directory = tempfile::tempdir().unwrap();
+    let mut supervisor = std::process::Command::new(crate::fixture::HELPER)
+        .arg("supervise")
+        .args([&crate::fixture::guest().join("vmlinuz"), directory.path()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(supervisor.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let pids: Vec<String> = lines.take_while(|line| line != "started").collect();
+    assert_eq!(pids.len(), 2);
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    // Whoever inherits them may leave them as zombies; what counts is that they run no more.
+    let runs = |pid: &String| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    };
+    let limit = std::time::Instant::now() + Duration::from_secs(2);
+    while pids.iter().any(runs) {
+        assert!(std::time::Instant::now() < limit, "one of {pids:?} still runs");
+        std::thread::yield_now();
+    }
+}
+
+/// A network interface of the host's that goes with its descriptor.
+fn tap() -> Arc<std::os::fd::OwnedFd> {
+    crate::tap::open().expect("a tap device can be made")
+}
+
+#[tokio::test]
+async fn a_network_interface_is_there_from_the_boot_and_another_is_plugged() {
+    let board = Board(MachineType::Pc);
+    let interface =
+        |last| DeviceConfig::Net { mac: [2, 0, 0, 0, 0, last], queues: NetQueueFds(vec![tap()]), mtu: 1500 };
+    let Machine { hypervisor, mut config, keep: _keep } = board.with_options(board.options());
+    config.devices.push(interface(1));
+    hypervisor.prepare(config).await.unwrap();
+    hypervisor.start().await.unwrap();
+    hypervisor.add_device(interface(2)).await.unwrap();
+    // One whose descriptor is no tap is refused, and leaves its id and bus place free.
+    let null: Arc<std::os::fd::OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
+    let bad = DeviceConfig::Net { mac: [2, 0, 0, 0, 0, 3], queues: NetQueueFds(vec![null]), mtu: 1500 };
+    let error = hypervisor.add_device(bad).await.unwrap_err();
+    assert!(matches!(error, HypervisorError::Refused { .. }), "{error}");
+    hypervisor.add_device(interface(3)).await.unwrap();
+    hypervisor.stop(StopDeadlines::NOW).await.unwrap();
 }

@@ -21,26 +21,29 @@ pub(crate) struct Binaries {
 pub(crate) fn binaries() -> Result<Binaries> {
     // The whole workspace, as the tests are: so each dependency has one set of features and is compiled once.
     command::run(command::cargo().args(["build", "--release", "--workspace", "--bins"]))?;
-    let made = release_dir()?;
+    // Once more for the guest, where size counts (see [profile.agent]).
+    command::run(command::cargo().args(["build", "--profile", "agent", "--package", "stockade-agent"]))?;
+    let made = target_dir()?;
     let folder = command::build_dir().join("bin");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let copy = |name: &str| -> Result<PathBuf> {
+    let copy = |profile: &str, name: &str| -> Result<PathBuf> {
+        let made = made.join(profile).join(name);
         let target = folder.join(name);
         let partial = folder.join(format!("{name}.partial-{}", std::process::id()));
-        fs::copy(made.join(name), &partial)
+        fs::copy(&made, &partial)
             .and_then(|_| fs::rename(&partial, &target))
-            .with_context(|| format!("cannot copy {} to {}", made.join(name).display(), target.display()))?;
+            .with_context(|| format!("cannot copy {} to {}", made.display(), target.display()))?;
         Ok(target)
     };
-    Ok(Binaries { stockade: copy("stockade")?, agent: copy("stockade-agent")? })
+    Ok(Binaries { stockade: copy("release", "stockade")?, agent: copy("agent", "stockade-agent")? })
 }
 
-/// Where cargo puts release builds.
-fn release_dir() -> Result<PathBuf> {
+/// Where cargo puts what it builds, a folder a profile.
+fn target_dir() -> Result<PathBuf> {
     let text = command::output(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&text).context("cannot read cargo's metadata")?;
     let target = metadata["target_directory"].as_str().context("cargo's metadata names no target folder")?;
-    Ok(Path::new(target).join("x86_64-unknown-linux-gnu/release"))
+    Ok(Path::new(target).join("x86_64-unknown-linux-gnu"))
 }
 
 pub(crate) fn guest_kind(image: bool) -> GuestKind {

@@ -32,7 +32,7 @@ pub(crate) fn run(prefix: &Path, destdir: &Path, image: bool) -> Result<ExitCode
         install(&folder.join(name), &root.join("share/stockade/guest").join(name), 0o644)?;
     }
     for (shell, folder, name) in SHELLS {
-        let text = command::output(Command::new(&binaries.stockade).args(["generate", "completions", shell]))?;
+        let text = command::output(Command::new(&binaries.stockade).args(["completions", shell]))?;
         write(&root.join(folder).join(name), text.as_bytes(), 0o644)?;
     }
     let pages = root.join("share/man/man1");

@@ -287,6 +287,19 @@ impl Stockade {
         let (stdout, stderr) = (path("stdout"), path("stderr"));
         let create = |path: &Path| File::create(path).expect("a temporary folder can be written to");
         command.stdout(create(&stdout)).stderr(create(&stderr));
+        Self::spawned(command, stdout, stderr)
+    }
+
+    /// Starts `command` with its output where the caller wants it; [`Output`] has none of it then.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn_with(&self, mut command: Command, stdout: Stdio, stderr: Stdio) -> Running {
+        command.stdout(stdout).stderr(stderr);
+        Self::spawned(command, PathBuf::new(), PathBuf::new())
+    }
+
+    fn spawned(mut command: Command, stdout: PathBuf, stderr: PathBuf) -> Running {
         let words: Vec<_> = command.get_args().skip(6).map(|word| word.to_string_lossy()).collect();
         let words = format!("stockade {}", words.join(" "));
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {words}: {error}"));

@@ -436,7 +436,7 @@ impl Default for MachineOptions {
     fn default() -> Self {
         let stop = StopDeadlines::default();
         Self {
-            kernel: "/usr/share/stockade/guest/vmlinuz".into(),
+            kernel: "/usr/share/stockade/guest/vmlinux".into(),
             initrd: Some("/usr/share/stockade/guest/initrd.img".into()),
             image: None,
             image_initrd: None,

@@ -114,7 +114,7 @@ fn configuration(work: &Path, guest: &GuestAssets) -> Result<PathBuf> {
     let path = work.join("stockade.toml");
     let initrd = guest.initrd.as_deref().context("the guest has no initrd")?;
     let quoted = |path: &Path| Value::from(path.to_string_lossy()).to_string();
-    let text = format!("[hypervisor.qemu]\nkernel = {}\ninitrd = {}\n", quoted(&guest.vmlinuz), quoted(initrd));
+    let text = format!("[hypervisor.qemu]\nkernel = {}\ninitrd = {}\n", quoted(&guest.vmlinux), quoted(initrd));
     write(&path, &text)?;
     Ok(path)
 }

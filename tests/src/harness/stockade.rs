@@ -190,7 +190,7 @@ impl Stockade {
         let backend = std::env::var("STOCKADE_TEST_BACKEND").unwrap_or_else(|_| "qemu".into());
         let mut text = format!("[runtime]\nhypervisor = \"{backend}\"\nenable_debug = true\n[hypervisor.{backend}]\n");
         for (key, value) in [
-            ("kernel", format!("{:?}", guest.join("vmlinuz"))),
+            ("kernel", format!("{:?}", guest.join("vmlinux"))),
             ("initrd", format!("{:?}", guest.join("initrd.img"))),
             ("default_memory", "256".to_owned()),
         ] {
@@ -337,7 +337,6 @@ impl Stockade {
     }
 
     fn bundle_args<'a>(&self, verb: &'a str, id: &'a str, bundle: &'a Bundle, args: &'a [&'a str]) -> Vec<&'a OsStr> {
-        self.ids.borrow_mut().insert(id.to_owned());
         let mut all: Vec<&OsStr> = vec![verb.as_ref(), "--bundle".as_ref(), bundle.path().as_os_str()];
         all.extend(args.iter().map(OsStr::new));
         all.push(id.as_ref());

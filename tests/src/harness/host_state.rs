@@ -59,9 +59,16 @@ impl HostState {
     }
 }
 
+/// What is shorter may stand in anybody's command line, and what is found is killed at a test's end.
+pub(super) const SHORTEST_MARK: usize = 8;
+
 /// Processes of a test: their pids, with the words of their command lines.
+///
+/// # Panics
+/// When a mark is too short to be a test's own.
 #[must_use]
 pub fn processes_of(marks: &[String]) -> BTreeMap<i32, String> {
+    assert!(marks.iter().all(|mark| mark.len() >= SHORTEST_MARK), "a mark of {marks:?} is too short");
     let mut ours = BTreeMap::new();
     let mut parents = BTreeMap::new();
     let own = std::process::id().cast_signed();

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::host_state::processes_of;
+use super::host_state::{SHORTEST_MARK, processes_of};
 use super::{Bundle, unique_id, wait};
 
 /// How long a verb may take; a boot under emulation on a busy machine included.
@@ -253,9 +253,17 @@ impl Stockade {
     /// A container id that no other test uses.
     #[must_use]
     pub fn id(&self, prefix: &str) -> String {
-        let id = unique_id(prefix);
+        let id = unique_id(&format!("test-{prefix}"));
         self.ids.borrow_mut().insert(id.clone());
         id
+    }
+
+    /// Takes an id as this test's, if it is one of [`unique_id`]: what a test makes up may be anything, "" or "." too, and
+    /// what carries an id of ours is killed in the end.
+    fn note(&self, id: &str) {
+        if id.len() >= SHORTEST_MARK && id.contains(&format!("-{}-", std::process::id())) {
+            self.ids.borrow_mut().insert(id.to_owned());
+        }
     }
 
     /// What tells this test's processes, mounts and files from others'.
@@ -337,6 +345,7 @@ impl Stockade {
     }
 
     fn bundle_args<'a>(&self, verb: &'a str, id: &'a str, bundle: &'a Bundle, args: &'a [&'a str]) -> Vec<&'a OsStr> {
+        self.note(id);
         let mut all: Vec<&OsStr> = vec![verb.as_ref(), "--bundle".as_ref(), bundle.path().as_os_str()];
         all.extend(args.iter().map(OsStr::new));
         all.push(id.as_ref());

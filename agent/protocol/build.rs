@@ -20,17 +20,11 @@ fn main() -> io::Result<()> {
         .include("protos")
         .rust_protobuf()
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(true))
-        .customize(Customize {
-            async_all: true,
-            gen_mod: true,
-            ..Default::default()
-        })
+        .customize(Customize { async_all: true, gen_mod: true, ..Default::default() })
         .run()?;
 
     // The list of modules starts with an inner attribute, which `include!` does not accept.
-    let out = PathBuf::from(
-        env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("OUT_DIR is not set"))?,
-    );
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("OUT_DIR is not set"))?);
     let modules: String = fs::read_to_string(out.join("mod.rs"))?
         .lines()
         .filter(|line| line.starts_with("pub mod "))

@@ -32,11 +32,7 @@ pub(crate) enum CgroupError {
     Limits { cgroup: PathBuf, reason: String },
     /// The kernel did not do it in time.
     #[error("cgroup {cgroup:?} did not become {wanted} within {limit:?}")]
-    Slow {
-        cgroup: PathBuf,
-        wanted: &'static str,
-        limit: Duration,
-    },
+    Slow { cgroup: PathBuf, wanted: &'static str, limit: Duration },
 }
 
 /// One container's cgroup.
@@ -50,10 +46,7 @@ impl Cgroup {
     /// The cgroup of a container; it need not exist yet.
     pub(crate) fn of_container(id: &str) -> Cgroup {
         let name = Path::new("/").join(PARENT).join(id);
-        Cgroup {
-            path: Path::new(ROOT).join(PARENT).join(id),
-            name,
-        }
+        Cgroup { path: Path::new(ROOT).join(PARENT).join(id), name }
     }
 
     /// The path inside the hierarchy, as a specification names it.
@@ -116,18 +109,13 @@ impl Cgroup {
     pub(crate) async fn freeze(&self, frozen: bool, limit: Duration) -> Result<(), CgroupError> {
         self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
         let wanted = if frozen { "frozen" } else { "thawed" };
-        self.until(wanted, limit, |cgroup| {
-            cgroup.pairs("cgroup.events").get("frozen") == Some(&u64::from(frozen))
-        })
-        .await
+        self.until(wanted, limit, |cgroup| cgroup.pairs("cgroup.events").get("frozen") == Some(&u64::from(frozen)))
+            .await
     }
 
     /// Waits until no process is left in it.
     pub(crate) async fn emptied(&self, limit: Duration) -> Result<(), CgroupError> {
-        self.until("empty", limit, |cgroup| {
-            cgroup.pairs("cgroup.events").get("populated") != Some(&1)
-        })
-        .await
+        self.until("empty", limit, |cgroup| cgroup.pairs("cgroup.events").get("populated") != Some(&1)).await
     }
 
     async fn until(
@@ -154,10 +142,7 @@ impl Cgroup {
 
     /// Sets limits.
     pub(crate) fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let refused = |reason: String| CgroupError::Limits {
-            cgroup: self.path.clone(),
-            reason,
-        };
+        let refused = |reason: String| CgroupError::Limits { cgroup: self.path.clone(), reason };
         let manager = create_cgroup_manager(CgroupConfig {
             cgroup_path: self.name.clone(),
             systemd_cgroup: false,
@@ -165,12 +150,7 @@ impl Cgroup {
         })
         .map_err(|e| refused(crate::log::Causes(&e).to_string()))?;
         manager
-            .apply(&ControllerOpt {
-                resources,
-                disable_oom_killer: false,
-                oom_score_adj: None,
-                freezer_state: None,
-            })
+            .apply(&ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None })
             .map_err(|e| refused(crate::log::Causes(&e).to_string()))
     }
 }
@@ -185,9 +165,7 @@ fn collect(dir: &Path, pids: &mut Vec<i32>) {
 
 fn subdirectories(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
 }
 
 fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
@@ -195,10 +173,9 @@ fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
         remove_tree(&child)?;
     }
     match fs::remove_dir(dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CgroupError::File {
-            path: dir.to_owned(),
-            source,
-        }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(CgroupError::File { path: dir.to_owned(), source })
+        }
         _ => Ok(()),
     }
 }

@@ -60,9 +60,7 @@ static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Opens the log; later calls change nothing. Where there is no console, messages go to standard error.
 pub(crate) fn start(level: Level, to_console: bool) {
-    let console = to_console
-        .then(|| OpenOptions::new().write(true).open("/dev/console").ok())
-        .flatten();
+    let console = to_console.then(|| OpenOptions::new().write(true).open("/dev/console").ok()).flatten();
     LOG.get_or_init(|| Log {
         level,
         console: Mutex::new(console),

@@ -23,9 +23,7 @@ pub(crate) fn make_directories(
     mode: Mode,
     resolve: ResolveFlag,
 ) -> io::Result<OwnedFd> {
-    let open = |path: &Path| {
-        open_in_root(root, path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty(), resolve)
-    };
+    let open = |path: &Path| open_in_root(root, path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty(), resolve);
     let mut done = PathBuf::new();
     let mut current = open(Path::new("."))?;
     for part in path.components() {

@@ -129,12 +129,8 @@ impl Sandbox {
         if locked(&self.pid_namespace).is_some() {
             return Ok(());
         }
-        let mut helper = Command::new(SELF)
-            .arg(PID_NAMESPACE)
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut helper =
+            Command::new(SELF).arg(PID_NAMESPACE).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let output = helper.stdout.take();
         let text = tokio::task::spawn_blocking(move || {
             let mut text = String::new();

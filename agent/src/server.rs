@@ -24,11 +24,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let problems = if is_init { Some(init::prepare()) } else { None };
     // A guest's kernel command line is its configuration; elsewhere arguments of the same form are.
     let in_guest = is_init || arguments.is_empty();
-    let command_line = if in_guest {
-        std::fs::read_to_string("/proc/cmdline").unwrap_or_default()
-    } else {
-        arguments.join(" ")
-    };
+    let command_line =
+        if in_guest { std::fs::read_to_string("/proc/cmdline").unwrap_or_default() } else { arguments.join(" ") };
     let (options, odd) = Options::parse(&command_line);
     log::start(options.log_level, is_init);
     // A guest whose agent is broken must end, not linger; the kernel's panic ends it.
@@ -82,9 +79,8 @@ async fn serve(options: Options, is_init: bool) -> Result<()> {
         log::warning!("this agent offers no debug console");
     }
     let sandbox = Sandbox::new(options, reaper);
-    let mut server = ttrpc::r#async::Server::new()
-        .bind(&address)
-        .with_context(|| format!("cannot listen on {address}"))?;
+    let mut server =
+        ttrpc::r#async::Server::new().bind(&address).with_context(|| format!("cannot listen on {address}"))?;
     for service in rpc::services(&sandbox) {
         server = server.register_service(service);
     }

@@ -1,8 +1,5 @@
 //! The few things that need `unsafe`, behind safe faces.
-#![expect(
-    unsafe_code,
-    reason = "descriptors arrive as bare numbers, and ioctls and signals have no safe form"
-)]
+#![expect(unsafe_code, reason = "descriptors arrive as bare numbers, and ioctls and signals have no safe form")]
 
 use std::ffi::CString;
 use std::io;
@@ -40,16 +37,9 @@ pub(crate) fn open_in_root(
     mode: Mode,
     resolve: ResolveFlag,
 ) -> Result<OwnedFd, Errno> {
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .mode(mode)
-        .resolve(resolve);
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(resolve);
     let relative = path.strip_prefix("/").unwrap_or(path);
-    let relative = if relative.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        relative
-    };
+    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
     openat2(root.as_raw_fd(), relative, how).map(adopt)
 }
 
@@ -61,12 +51,7 @@ mod ioctls {
 
 /// Sets the size of a terminal, in characters.
 pub(crate) fn set_window_size(fd: BorrowedFd<'_>, rows: u16, columns: u16) -> Result<(), Errno> {
-    let size = libc::winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the descriptor is open and `size` outlives the call, which only reads it.
     unsafe { ioctls::tiocswinsz(fd.as_raw_fd(), &raw const size) }.map(drop)
 }

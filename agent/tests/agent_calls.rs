@@ -4,10 +4,10 @@ mod harness;
 
 use harness::*;
 use serde_json::json;
+use std::time::{Duration, Instant};
 use stockade_agent_protocol::agent::*;
 use stockade_agent_protocol::health::CheckRequest;
 use stockade_agent_protocol::processes::ListProcessesRequest;
-use std::time::{Duration, Instant};
 
 type Case = (&'static str, fn());
 
@@ -43,6 +43,7 @@ fn main() {
         ids_must_be_plain_and_new
         containers_share_a_pid_namespace
         unimplemented_calls_say_so
+        destroying_the_sandbox_ends_the_agent
     };
     let wanted = std::env::args().nth(1).filter(|word| !word.starts_with('-')).unwrap_or_default();
     let mut failed = 0;
@@ -219,7 +220,8 @@ fn a_process_can_be_added_and_gets_its_own_settings() {
     block_on(async {
         let agent = agent().await;
         let id = agent.run(&spec(&["sleep", "1000"])).await;
-        let mut wanted = process(&["sh", "-c", "id -u; id -G; umask; ulimit -n; pwd; hostname; echo $HOME; cat; exit 5"]);
+        let mut wanted =
+            process(&["sh", "-c", "id -u; id -G; umask; ulimit -n; pwd; hostname; echo $HOME; cat; exit 5"]);
         wanted["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [7], "umask": 7});
         wanted["cwd"] = json!("/tmp");
         wanted["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 100, "soft": 99}]);
@@ -255,7 +257,11 @@ fn a_filter_holds_for_all_processes_of_a_container() {
             wanted["noNewPrivileges"] = json!(no_new_privileges);
             let exec = agent.exec(&id, wanted).await.expect("added");
             let output = agent.output(&id, &exec).await;
-            assert!(output.stderr.contains("Operation not supported") || output.stderr.contains("not supported"), "{}", output.stderr);
+            assert!(
+                output.stderr.contains("Operation not supported") || output.stderr.contains("not supported"),
+                "{}",
+                output.stderr
+            );
             let all = output.stdout.replace('\t', " ");
             assert!(all.contains("Seccomp: 2") && all.contains("CapEff: 00000000000004e3"), "{all}");
             agent.remove(&id).await;
@@ -318,7 +324,9 @@ fn a_child_that_keeps_the_output_open_hangs_nobody() {
 fn kill_ends_everything_in_the_container() {
     block_on(async {
         let agent = agent().await;
-        let id = agent.run(&spec(&["sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000 & while :; do sleep 100; done"])).await;
+        let id = agent
+            .run(&spec(&["sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000 & while :; do sleep 100; done"]))
+            .await;
         let exec = agent.exec(&id, process(&["sleep", "1000"])).await.expect("added");
         agent.signal(&id, &exec, 15).await.expect("signalled");
         assert_eq!(agent.wait(&id, &exec).await, 143);
@@ -374,7 +382,12 @@ fn the_container_sees_its_own_root_and_names() {
         assert_eq!(lines[0], "the-container");
         assert!(lines[1].contains("Read-only file system"), "{output}", output = output.stdout);
         assert_eq!(lines[2], "0");
-        assert!(output.stdout.contains("12345678\n321\n1\n") || output.stderr.contains("Read-only"), "{} {}", output.stdout, output.stderr);
+        assert!(
+            output.stdout.contains("12345678\n321\n1\n") || output.stderr.contains("Read-only"),
+            "{} {}",
+            output.stdout,
+            output.stderr
+        );
         for device in ["made", "null", "zero", "full", "random", "urandom", "tty", "ptmx", "stdin", "fd"] {
             assert!(output.stdout.contains(device), "{device}: {}", output.stdout);
         }
@@ -406,7 +419,8 @@ fn limits_are_seen_in_the_container() {
     }
     block_on(async {
         let agent = agent().await;
-        let script = "cd /sys/fs/cgroup; cat memory.max memory.high cpu.max cpu.weight pids.max; read x; cat memory.max";
+        let script =
+            "cd /sys/fs/cgroup; cat memory.max memory.high cpu.max cpu.weight pids.max; read x; cat memory.max";
         let mut spec = spec(&["sh", "-c", script]);
         spec["linux"]["resources"] = json!({
             "memory": {"limit": 33554432}, "cpu": {"quota": 50000, "period": 100000, "shares": 1024},
@@ -416,7 +430,8 @@ fn limits_are_seen_in_the_container() {
         let resources = serde_json::from_value(json!({"memory": {"limit": 67108864}})).expect("resources");
         let update = UpdateContainerRequest {
             container_id: id.clone(),
-            resources: Some(stockade_agent_protocol::oci_convert::resources_to_proto(&resources).expect("converts")).into(),
+            resources: Some(stockade_agent_protocol::oci_convert::resources_to_proto(&resources).expect("converts"))
+                .into(),
             ..Default::default()
         };
         agent.calls.update_container(context(), &update).await.expect("updated");
@@ -469,11 +484,16 @@ fn ids_must_be_plain_and_new() {
             stockade_agent_protocol::oci_convert::spec_to_proto(&spec).expect("converts")
         };
         for id in ["", "../x", "a/b", ".."] {
-            let request = CreateContainerRequest { container_id: id.to_owned(), OCI: Some(spec_message()).into(), ..Default::default() };
+            let request = CreateContainerRequest {
+                container_id: id.to_owned(),
+                OCI: Some(spec_message()).into(),
+                ..Default::default()
+            };
             assert!(text_of(agent.calls.create_container(context(), &request).await).contains("not a valid id"));
         }
         let id = agent.create(&spec(&["true"])).await.expect("created");
-        let request = CreateContainerRequest { container_id: id.clone(), OCI: Some(spec_message()).into(), ..Default::default() };
+        let request =
+            CreateContainerRequest { container_id: id.clone(), OCI: Some(spec_message()).into(), ..Default::default() };
         assert!(text_of(agent.calls.create_container(context(), &request).await).contains("exists already"));
         agent.remove(&id).await;
     });
@@ -515,6 +535,20 @@ fn unimplemented_calls_say_so() {
                 assert!(status.message().contains("SetPolicy"));
             }
             other => panic!("{other:?}"),
+        }
+    });
+}
+
+/// The last case: in a virtual machine it ends the machine, and this program with it.
+fn destroying_the_sandbox_ends_the_agent() {
+    block_on(async {
+        let agent = agent().await;
+        agent.run(&spec(&["sleep", "1000"])).await;
+        agent.calls.destroy_sandbox(context(), &DestroySandboxRequest::new()).await.expect("destroyed");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while agent.health.check(context(), &CheckRequest::new()).await.is_ok() {
+            assert!(Instant::now() < deadline, "the agent still answers");
+            tokio::task::yield_now().await;
         }
     });
 }

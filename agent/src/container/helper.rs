@@ -56,10 +56,7 @@ fn perform(request: Request, fds: Vec<OwnedFd>) -> Result<i32> {
     let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_root_path(&request.state_dir)?
         .with_console_socket(request.console_socket)
-        .with_executor(ContainerExecutor {
-            reporter,
-            execution: request.execution,
-        });
+        .with_executor(ContainerExecutor { reporter, execution: request.execution });
     if let Some(fd) = stdin {
         builder = builder.with_stdin(fd);
     }

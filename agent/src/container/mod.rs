@@ -10,6 +10,7 @@
 //! A container whose creation or start fails is removed or stopped at once. When init ends, everything else
 //! in the container's cgroup is killed: in a shared pid namespace the kernel would leave it running.
 
+mod error;
 mod executor;
 pub(crate) mod helper;
 pub(crate) mod launch;
@@ -32,9 +33,10 @@ use stockade_agent_protocol::agent::StringUser;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::timeout;
 
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::Cgroup;
 use crate::reaper::{ExitWatch, Reaper};
-use crate::stdio::{Channel, Input, Output, StreamError};
+use crate::stdio::{Channel, Input, Output};
+pub(crate) use error::ContainerError;
 use launch::{Launch, ReportReader, launch};
 use protocol::Action;
 use spec::Prepared;
@@ -51,67 +53,6 @@ const CGROUP_LIMIT: Duration = Duration::from_secs(10);
 const REMOVE_LIMIT: Duration = Duration::from_secs(30);
 /// The signal that has no handler.
 const SIGKILL: i32 = libc::SIGKILL;
-
-/// Why something could not be done with a container.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ContainerError {
-    /// No such container or process.
-    #[error("no {what} {id:?}")]
-    NotFound { what: &'static str, id: String },
-    /// The id is taken.
-    #[error("{what} {id:?} exists already")]
-    Exists { what: &'static str, id: String },
-    /// An id that could leave its directory.
-    #[error("{0:?} is not a valid id")]
-    BadId(String),
-    /// The state forbids it.
-    #[error("cannot {what} container {id:?}: it is {state}")]
-    BadState {
-        what: &'static str,
-        id: String,
-        state: State,
-    },
-    /// The specification makes no sense here.
-    #[error("the container's specification cannot be used: {reason}")]
-    BadSpec { reason: String },
-    /// A name that the container does not define.
-    #[error("the container has no {what} {name:?}")]
-    UnknownUser { what: &'static str, name: String },
-    /// The program or the container could not be made.
-    #[error("{0}")]
-    Refused(String),
-    /// Something around the launch failed.
-    #[error("cannot {what}")]
-    Launch {
-        what: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    /// A file of the agent or the guest.
-    #[error("cannot use {path:?}")]
-    File {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// A signal that the kernel does not take.
-    #[error("cannot send signal {signal} to process {pid}")]
-    Signal {
-        signal: i32,
-        pid: i32,
-        #[source]
-        source: nix::errno::Errno,
-    },
-    /// The container survived.
-    #[error("container {id:?} did not end within {limit:?} of being killed")]
-    Unkillable { id: String, limit: Duration },
-    /// The cgroup.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// A stream.
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-}
 
 /// What a container does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,23 +195,27 @@ async fn try_create(
     let bundle = bundle_dir(id);
     write_file(&bundle.join("config.json"), &to_json(&spec)?)?;
     let state_dir = state_dir();
-    fs::create_dir_all(&state_dir)
-        .map_err(|source| ContainerError::File { path: state_dir.clone(), source })?;
+    fs::create_dir_all(&state_dir).map_err(|source| ContainerError::File { path: state_dir.clone(), source })?;
 
     let process = spec.process().as_ref();
     let seccomp = execution.seccomp.clone();
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let own_user_namespace = namespaces.into_iter().flatten()
+    let own_user_namespace = namespaces
+        .into_iter()
+        .flatten()
         .any(|namespace| namespace.typ() == oci_spec::runtime::LinuxNamespaceType::User);
-    let (init, report) = launch(reaper, Launch {
-        id,
-        state_dir: &state_dir,
-        action: Action::Create { bundle },
-        execution,
-        terminal: process.and_then(|p| p.terminal()).unwrap_or(false),
-        uid: process.map_or(0, |p| p.user().uid()),
-        pipe_size,
-    })
+    let (init, report) = launch(
+        reaper,
+        Launch {
+            id,
+            state_dir: &state_dir,
+            action: Action::Create { bundle },
+            execution,
+            terminal: process.and_then(|p| p.terminal()).unwrap_or(false),
+            uid: process.map_or(0, |p| p.user().uid()),
+            pipe_size,
+        },
+    )
     .await?;
     let rootfs = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
     let container = Arc::new(Container {
@@ -423,18 +368,20 @@ impl Container {
         pipe_size: Option<usize>,
         file: &Path,
     ) -> Result<Process, ContainerError> {
-        let (process, execution) =
-            spec::prepare_process(process, self.seccomp.clone(), &self.rootfs, string_user)?;
+        let (process, execution) = spec::prepare_process(process, self.seccomp.clone(), &self.rootfs, string_user)?;
         write_file(file, &to_json(&process)?)?;
-        let (process, _report) = launch(reaper, Launch {
-            id: &self.id,
-            state_dir: &state_dir(),
-            action: Action::Exec { process: file.to_owned() },
-            execution,
-            terminal: process.terminal().unwrap_or(false),
-            uid: process.user().uid(),
-            pipe_size,
-        })
+        let (process, _report) = launch(
+            reaper,
+            Launch {
+                id: &self.id,
+                state_dir: &state_dir(),
+                action: Action::Exec { process: file.to_owned() },
+                execution,
+                terminal: process.terminal().unwrap_or(false),
+                uid: process.user().uid(),
+                pipe_size,
+            },
+        )
         .await?;
         Ok(process)
     }

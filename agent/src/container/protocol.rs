@@ -9,9 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
 /// A configuration is far smaller; the calls that carry it are limited to 4 MiB.
@@ -79,11 +77,7 @@ pub(crate) enum Answer {
 }
 
 /// Sends a message with descriptors.
-pub(crate) fn send<T: Serialize>(
-    socket: &mut UnixStream,
-    message: &T,
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<()> {
+pub(crate) fn send<T: Serialize>(socket: &mut UnixStream, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     let header = length.to_le_bytes();
@@ -91,31 +85,19 @@ pub(crate) fn send<T: Serialize>(
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     // A stream socket takes at least one byte, and the descriptors travel with the first.
-    let sent = sendmsg::<UnixAddr>(
-        socket.as_raw_fd(),
-        &[IoSlice::new(&header)],
-        control,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    let sent =
+        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&header)], control, MsgFlags::MSG_NOSIGNAL, None)?;
     socket.write_all(header.get(sent..).unwrap_or_default())?;
     socket.write_all(&body)
 }
 
 /// Receives a message and the descriptors that came with it.
-pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
-    socket: &mut UnixStream,
-) -> io::Result<(T, Vec<OwnedFd>)> {
+pub(crate) fn receive<T: for<'de> Deserialize<'de>>(socket: &mut UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut header = [0; 4];
     let mut space = nix::cmsg_space!([i32; MAX_DESCRIPTORS]);
     let (received, fds) = {
         let mut iov = [IoSliceMut::new(&mut header)];
-        let message = recvmsg::<UnixAddr>(
-            socket.as_raw_fd(),
-            &mut iov,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        )?;
+        let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
         let mut fds = Vec::new();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(numbers) = control {

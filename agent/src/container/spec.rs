@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, ResolveFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{
-    Hook, HookBuilder, Hooks, Linux, LinuxDevice, LinuxNamespace, LinuxNamespaceType, LinuxSeccompAction,
-    Mount, MountBuilder, Process, Spec,
+    Hook, HookBuilder, Hooks, Linux, LinuxDevice, LinuxNamespace, LinuxNamespaceType, LinuxSeccompAction, Mount,
+    MountBuilder, Process, Spec,
 };
 use stockade_agent_protocol::agent::{Device, StringUser};
 
@@ -109,11 +109,7 @@ pub(crate) fn prepare_process(
     Ok((process, execution))
 }
 
-fn adapt_process(
-    process: &mut Process,
-    rootfs: &Path,
-    string_user: Option<&StringUser>,
-) -> Result<(), ContainerError> {
+fn adapt_process(process: &mut Process, rootfs: &Path, string_user: Option<&StringUser>) -> Result<(), ContainerError> {
     if let Some(wanted) = string_user {
         let user = users::resolve(rootfs, wanted, process.user())?;
         process.set_user(user);
@@ -167,8 +163,7 @@ fn take_network_sysctls(linux: &mut Linux) -> HashMap<String, String> {
         return HashMap::new();
     };
     let is_network = |name: &str| name.replace('/', ".").starts_with("net.");
-    let (network, others): (HashMap<_, _>, HashMap<_, _>) =
-        sysctls.into_iter().partition(|(name, _)| is_network(name));
+    let (network, others): (HashMap<_, _>, HashMap<_, _>) = sysctls.into_iter().partition(|(name, _)| is_network(name));
     linux.set_sysctl((!others.is_empty()).then_some(others));
     network
 }
@@ -233,17 +228,11 @@ fn set_devices(linux: &mut Linux, devices: &[Device]) -> Result<(), ContainerErr
 }
 
 /// The hooks that run in the guest, plus ours that makes a working directory which is not there.
-fn hooks(
-    spec: &Spec,
-    rootfs: &Path,
-    cwd: &Path,
-    surroundings: &Surroundings,
-) -> Result<Option<Hooks>, ContainerError> {
+fn hooks(spec: &Spec, rootfs: &Path, cwd: &Path, surroundings: &Surroundings) -> Result<Option<Hooks>, ContainerError> {
     let (mut create, start) = match spec.hooks() {
-        Some(hooks) => (
-            hooks.create_container().clone().unwrap_or_default(),
-            hooks.start_container().clone().unwrap_or_default(),
-        ),
+        Some(hooks) => {
+            (hooks.create_container().clone().unwrap_or_default(), hooks.start_container().clone().unwrap_or_default())
+        }
         None => (Vec::new(), Vec::new()),
     };
     if is_missing(rootfs, cwd) {
@@ -337,10 +326,8 @@ mod tests {
     fn paths_of_the_hosts_namespaces_and_the_network_do_not_reach_the_guest() {
         let linux = json!({"namespaces": [
             {"type": "network", "path": "/run/netns/x"}, {"type": "ipc", "path": "/proc/9/ns/ipc"}, {"type": "pid"}]});
-        let surroundings = Surroundings {
-            shared_pid_namespace: Some(PathBuf::from("/proc/7/ns/pid")),
-            ..Surroundings::default()
-        };
+        let surroundings =
+            Surroundings { shared_pid_namespace: Some(PathBuf::from("/proc/7/ns/pid")), ..Surroundings::default() };
         let prepared = prepared(spec(linux, json!({})), &surroundings);
         let linux = prepared.spec.linux().as_ref().expect("linux");
         let list: Vec<_> = linux.namespaces().iter().flatten().map(|n| (n.typ(), n.path().clone())).collect();
@@ -391,7 +378,8 @@ mod tests {
         if let Some(root) = spec.root_mut() {
             root.set_path(PathBuf::from("/no/such/root"));
         }
-        let error = prepare(spec, &Cgroup::of_container("c"), None, &[], &Surroundings::default()).expect_err("refused");
+        let error =
+            prepare(spec, &Cgroup::of_container("c"), None, &[], &Surroundings::default()).expect_err("refused");
         assert!(error.to_string().contains("/no/such/root"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! What the agent does as the guest's first process, before it serves calls.
 
-mod mounts;
 mod modules;
+mod mounts;
 mod root;
 
 use crate::log;

@@ -50,9 +50,7 @@ fn by_pci_path(root: &Path, path: &str) -> Option<String> {
             Some((slot, function)) => format!("{slot:0>2}.{function}"),
             None => format!("{slot:0>2}.0"),
         };
-        dir = entry(&dir, |name| {
-            name.split(':').nth(2).is_some_and(|tail| tail.eq_ignore_ascii_case(&slot))
-        })?;
+        dir = entry(&dir, |name| name.split(':').nth(2).is_some_and(|tail| tail.eq_ignore_ascii_case(&slot)))?;
     }
     let virtio = entry(&dir, |name| name.starts_with("virtio"))?;
     let disk = entry(&virtio.join("block"), |_| true)?;
@@ -61,9 +59,7 @@ fn by_pci_path(root: &Path, path: &str) -> Option<String> {
 
 fn entry(dir: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let entries = fs::read_dir(dir).ok()?.flatten();
-    entries
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&wanted))
+    entries.map(|entry| entry.path()).find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&wanted))
 }
 
 #[cfg(test)]

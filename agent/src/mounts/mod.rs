@@ -20,9 +20,7 @@ pub(crate) use block::wait_for_device;
 use options::{Flags, parse_options};
 
 /// The drivers that [`Storages::add`] knows.
-pub(crate) const DRIVERS: &[&str] = &[
-    "bind", "blk", "ephemeral", "local", "mmioblk", "overlayfs", "virtio-fs",
-];
+pub(crate) const DRIVERS: &[&str] = &["bind", "blk", "ephemeral", "local", "mmioblk", "overlayfs", "virtio-fs"];
 
 /// How often a device that is not there yet is looked for.
 const POLL: Duration = Duration::from_millis(10);
@@ -196,10 +194,7 @@ async fn add(storage: &Storage, point: &Path, hotplug_timeout: Duration) -> Resu
             Undo::Unmount
         }
         other => {
-            return Err(MountError::UnknownDriver {
-                driver: other.to_owned(),
-                mount_point: point.to_owned(),
-            });
+            return Err(MountError::UnknownDriver { driver: other.to_owned(), mount_point: point.to_owned() });
         }
     };
     if let Some(group) = storage.fs_group.as_ref() {
@@ -260,11 +255,7 @@ fn bind(storage: &Storage, point: &Path) -> Result<(), MountError> {
         if let Some(parent) = point.parent() {
             directory(parent)?;
         }
-        fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(point)
-            .map_err(path_error("make the file", point))?;
+        fs::OpenOptions::new().create(true).append(true).open(point).map_err(path_error("make the file", point))?;
     }
     let flags = parse_options(&storage.options);
     let failed = |errno| MountError::Mount {
@@ -290,10 +281,7 @@ fn bind(storage: &Storage, point: &Path) -> Result<(), MountError> {
 /// Gives a volume's files to a group, as a pod's fsGroup wants it.
 fn set_group(root: &Path, group: u32, policy: FSGroupChangePolicy) -> Result<(), MountError> {
     let metadata = fs::metadata(root).map_err(path_error("look at", root))?;
-    if policy == FSGroupChangePolicy::OnRootMismatch
-        && metadata.gid() == group
-        && metadata.mode() & 0o2070 == 0o2070
-    {
+    if policy == FSGroupChangePolicy::OnRootMismatch && metadata.gid() == group && metadata.mode() & 0o2070 == 0o2070 {
         return Ok(());
     }
     let mut pending = vec![root.to_owned()];

@@ -58,10 +58,7 @@ struct Owner(Option<Uid>, Option<Gid>);
 impl Owner {
     /// Negative numbers leave the owner alone.
     fn of(request: &CopyFileRequest) -> Owner {
-        Owner(
-            u32::try_from(request.uid).ok().map(Uid::from_raw),
-            u32::try_from(request.gid).ok().map(Gid::from_raw),
-        )
+        Owner(u32::try_from(request.uid).ok().map(Uid::from_raw), u32::try_from(request.gid).ok().map(Gid::from_raw))
     }
 
     fn apply(&self, dir: &OwnedFd, name: &OsStr) -> Result<(), Errno> {

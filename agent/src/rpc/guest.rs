@@ -74,10 +74,8 @@ pub(super) fn reseed(data: &[u8]) -> Result<(), RpcError> {
         let text = format!("{} bytes of entropy are more than {MAX_ENTROPY}", data.len());
         return Err(RpcError::new(Code::INVALID_ARGUMENT, text));
     }
-    let mut random: File = OpenOptions::new()
-        .write(true)
-        .open("/dev/urandom")
-        .map_err(io_failure("open /dev/urandom"))?;
+    let mut random: File =
+        OpenOptions::new().write(true).open("/dev/urandom").map_err(io_failure("open /dev/urandom"))?;
     random.write_all(data).map_err(io_failure("write to /dev/urandom"))?;
     crate::sys::reseed_generator(random.as_fd()).map_err(|errno| io_failure("reseed the generator")(errno.into()))
 }

@@ -52,9 +52,7 @@ pub(crate) fn services(sandbox: &Arc<Sandbox>) -> Vec<HashMap<String, Service>> 
 }
 
 /// Runs work to its end even if the caller goes away: half a change is worse than an unwanted one.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, RpcError>> + Send + 'static,
-) -> Answer<T> {
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T, RpcError>> + Send + 'static) -> Answer<T> {
     match tokio::spawn(work).await {
         Ok(result) => Ok(result?),
         Err(e) => Err(RpcError::new(Code::INTERNAL, format!("the call was given up: {e}")).into()),
@@ -146,10 +144,8 @@ impl AgentService for Calls {
 
     async fn update_interface(&self, _: &TtrpcContext, r: UpdateInterfaceRequest) -> Answer<types::Interface> {
         let limit = self.0.options.hotplug_timeout;
-        to_the_end(async move {
-            Ok(crate::network::update_interface(r.interface.unwrap_or_default(), limit).await?)
-        })
-        .await
+        to_the_end(async move { Ok(crate::network::update_interface(r.interface.unwrap_or_default(), limit).await?) })
+            .await
     }
     async fn update_routes(&self, _: &TtrpcContext, r: UpdateRoutesRequest) -> Answer<Routes> {
         to_the_end(async move {
@@ -173,9 +169,9 @@ impl AgentService for Calls {
         .await
     }
     async fn add_arp_neighbors(&self, _: &TtrpcContext, r: AddARPNeighborsRequest) -> Answer<Empty> {
-        to_the_end(async move {
-            Ok(crate::network::add_neighbors(r.neighbors.unwrap_or_default().ARPNeighbors).await?)
-        })
+        to_the_end(
+            async move { Ok(crate::network::add_neighbors(r.neighbors.unwrap_or_default().ARPNeighbors).await?) },
+        )
         .await
         .map(empty)
     }

@@ -58,10 +58,7 @@ fn arguments(line: &[u8]) -> Vec<String> {
     if line.is_empty() {
         return Vec::new();
     }
-    line.split(|&byte| byte == 0)
-        .take(MAX_ARGS)
-        .map(|arg| String::from_utf8_lossy(arg).into_owned())
-        .collect()
+    line.split(|&byte| byte == 0).take(MAX_ARGS).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect()
 }
 
 /// Number, name, state and parent. The name may hold anything, closing parentheses too.

@@ -13,8 +13,7 @@ use crate::sandbox::{Sandbox, write_resolv_conf};
 
 pub(super) async fn create(sandbox: Arc<Sandbox>, request: CreateSandboxRequest) -> Result<(), RpcError> {
     if !request.hostname.is_empty() {
-        nix::unistd::sethostname(&request.hostname)
-            .map_err(|errno| io_failure("set the host name")(errno.into()))?;
+        nix::unistd::sethostname(&request.hostname).map_err(|errno| io_failure("set the host name")(errno.into()))?;
     }
     for module in &request.kernel_modules {
         load_module(&sandbox, module).await?;
@@ -71,9 +70,8 @@ async fn load_module(sandbox: &Sandbox, module: &KernelModule) -> Result<(), Rpc
     let mut exit = sandbox.reaper.register(modprobe.id().cast_signed());
     match crate::reaper::wait(&mut exit).await {
         0 => Ok(()),
-        status => Err(RpcError::new(
-            Code::INTERNAL,
-            format!("modprobe of {:?} ended with status {status}", module.name),
-        )),
+        status => {
+            Err(RpcError::new(Code::INTERNAL, format!("modprobe of {:?} ended with status {status}", module.name)))
+        }
     }
 }

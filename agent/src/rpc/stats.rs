@@ -3,15 +3,18 @@
 use std::fs;
 
 use stockade_agent_protocol::agent::{
-    BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats,
-    NetworkStats, PidsStats, StatsContainerRequest, StatsContainerResponse, ThrottlingData,
+    BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats, NetworkStats,
+    PidsStats, StatsContainerRequest, StatsContainerResponse, ThrottlingData,
 };
 
 use super::error::RpcError;
 use crate::cgroup::Cgroup;
 use crate::sandbox::Sandbox;
 
-pub(super) fn container(sandbox: &Sandbox, request: &StatsContainerRequest) -> Result<StatsContainerResponse, RpcError> {
+pub(super) fn container(
+    sandbox: &Sandbox,
+    request: &StatsContainerRequest,
+) -> Result<StatsContainerResponse, RpcError> {
     let container = sandbox.container(&request.container_id)?;
     let cgroup = &container.cgroup;
     let stats = CgroupStats {

@@ -103,11 +103,7 @@ impl Output {
             .ok()
             .and_then(|size| usize::try_from(size).ok())
             .unwrap_or(TERMINAL_CAPACITY);
-        Output {
-            channel,
-            capacity,
-            drain: Mutex::new(Drain::default()),
-        }
+        Output { channel, capacity, drain: Mutex::new(Drain::default()) }
     }
 
     /// Waits for data and returns at most `len` bytes of it, at least one.
@@ -123,8 +119,8 @@ impl Output {
                 drain.exit_seen = Some(Instant::now());
             }
             // After the last chance to wait, the pipe's content is still owed.
-            let exhausted = drain.read_since_exit >= self.capacity
-                && drain.exit_seen.is_some_and(|seen| seen.elapsed() >= DRAIN);
+            let exhausted =
+                drain.read_since_exit >= self.capacity && drain.exit_seen.is_some_and(|seen| seen.elapsed() >= DRAIN);
             if exhausted {
                 return Err(StreamError::End);
             }

@@ -89,7 +89,8 @@ fn make_rootfs(dir: &Path) {
     for applet in String::from_utf8_lossy(&list).lines().filter(|name| *name != "busybox") {
         let _ = std::os::unix::fs::symlink("busybox", dir.join("bin").join(applet));
     }
-    std::fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1000::/home/bob:/bin/sh\n").expect("passwd");
+    std::fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1000::/home/bob:/bin/sh\n")
+        .expect("passwd");
     std::fs::write(dir.join("etc/group"), "root:x:0:\nbob:x:1000:\nextra:x:2000:\n").expect("group");
 }
 
@@ -120,7 +121,8 @@ pub(crate) fn new_id() -> String {
 
 /// A specification like runc's default one.
 pub(crate) fn spec(args: &[&str]) -> Value {
-    let capabilities = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETUID", "CAP_SETGID"];
+    let capabilities =
+        ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETUID", "CAP_SETGID"];
     json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -195,7 +197,8 @@ impl Agent {
     }
 
     pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> i32 {
-        let request = WaitProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), ..Default::default() };
+        let request =
+            WaitProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), ..Default::default() };
         self.calls.wait_process(context(), &request).await.expect("waited").status
     }
 
@@ -253,7 +256,8 @@ impl Agent {
     }
 
     pub(crate) async fn close(&self, id: &str, exec_id: &str) {
-        let request = CloseStdinRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), ..Default::default() };
+        let request =
+            CloseStdinRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), ..Default::default() };
         self.calls.close_stdin(context(), &request).await.expect("closed");
     }
 

@@ -33,11 +33,7 @@ pub(super) fn process(m: &oci::Process) -> Value {
         .value("cwd", m.Cwd.as_str())
         .optional("capabilities", m.Capabilities.as_ref().map(capabilities))
         .objects("rlimits", &m.Rlimits, |m| {
-            object()
-                .value("type", m.Type.as_str())
-                .value("hard", m.Hard)
-                .value("soft", m.Soft)
-                .done()
+            object().value("type", m.Type.as_str()).value("hard", m.Hard).value("soft", m.Soft).done()
         })
         .optional("noNewPrivileges", m.NoNewPrivileges)
         .string("apparmorProfile", &m.ApparmorProfile)
@@ -45,18 +41,12 @@ pub(super) fn process(m: &oci::Process) -> Value {
         .string("selinuxLabel", &m.SelinuxLabel)
         .optional("ioPriority", m.IOPriority.as_ref().map(io_priority))
         .optional("scheduler", m.Scheduler.as_ref().map(scheduler))
-        .optional(
-            "execCPUAffinity",
-            m.ExecCPUAffinity.as_ref().map(cpu_affinity),
-        )
+        .optional("execCPUAffinity", m.ExecCPUAffinity.as_ref().map(cpu_affinity))
         .done()
 }
 
 fn console_size(m: &oci::Box) -> Value {
-    object()
-        .value("height", m.Height)
-        .value("width", m.Width)
-        .done()
+    object().value("height", m.Height).value("width", m.Width).done()
 }
 
 fn user(m: &oci::User) -> Value {
@@ -81,10 +71,7 @@ fn capabilities(m: &oci::LinuxCapabilities) -> Value {
 }
 
 fn io_priority(m: &oci::LinuxIOPriority) -> Value {
-    object()
-        .value("class", m.Class.as_str())
-        .value("priority", m.Priority)
-        .done()
+    object().value("class", m.Class.as_str()).value("priority", m.Priority).done()
 }
 
 fn scheduler(m: &oci::Scheduler) -> Value {
@@ -100,17 +87,11 @@ fn scheduler(m: &oci::Scheduler) -> Value {
 }
 
 fn cpu_affinity(m: &oci::ExecCPUAffinity) -> Value {
-    object()
-        .string("initial", &m.Initial)
-        .string("final", &m.Final)
-        .done()
+    object().string("initial", &m.Initial).string("final", &m.Final).done()
 }
 
 fn root(m: &oci::Root) -> Value {
-    object()
-        .value("path", m.Path.as_str())
-        .optional("readonly", m.Readonly)
-        .done()
+    object().value("path", m.Path.as_str()).optional("readonly", m.Readonly).done()
 }
 
 fn mount(m: &oci::Mount) -> Value {
@@ -152,10 +133,7 @@ fn linux(m: &oci::Linux) -> Value {
         .optional("resources", m.Resources.as_ref().map(resources))
         .string("cgroupsPath", &m.CgroupsPath)
         .objects("namespaces", &m.Namespaces, |m| {
-            object()
-                .value("type", m.Type.as_str())
-                .string("path", &m.Path)
-                .done()
+            object().value("type", m.Type.as_str()).string("path", &m.Path).done()
         })
         .objects("devices", &m.Devices, |m| {
             object()
@@ -173,36 +151,19 @@ fn linux(m: &oci::Linux) -> Value {
         .list("maskedPaths", &m.MaskedPaths)
         .list("readonlyPaths", &m.ReadonlyPaths)
         .string("mountLabel", &m.MountLabel)
-        .optional(
-            "intelRdt",
-            m.IntelRdt
-                .as_ref()
-                .map(|m| object().string("l3CacheSchema", &m.L3CacheSchema).done()),
-        )
+        .optional("intelRdt", m.IntelRdt.as_ref().map(|m| object().string("l3CacheSchema", &m.L3CacheSchema).done()))
         .optional(
             "personality",
-            m.Personality.as_ref().map(|m| {
-                object()
-                    .value("domain", m.Domain.as_str())
-                    .list("flags", &m.Flags)
-                    .done()
-            }),
+            m.Personality.as_ref().map(|m| object().value("domain", m.Domain.as_str()).list("flags", &m.Flags).done()),
         )
         .map("timeOffsets", &m.TimeOffsets, |m| {
-            object()
-                .optional("secs", m.Secs)
-                .optional("nanosecs", m.Nanosecs)
-                .done()
+            object().optional("secs", m.Secs).optional("nanosecs", m.Nanosecs).done()
         })
         .done()
 }
 
 fn id_mapping(m: &oci::LinuxIDMapping) -> Value {
-    object()
-        .value("hostID", m.HostID)
-        .value("containerID", m.ContainerID)
-        .value("size", m.Size)
-        .done()
+    object().value("hostID", m.HostID).value("containerID", m.ContainerID).value("size", m.Size).done()
 }
 
 fn seccomp(m: &oci::LinuxSeccomp) -> Value {
@@ -244,18 +205,10 @@ pub(super) fn resources(m: &oci::LinuxResources) -> Value {
         })
         .optional("memory", m.Memory.as_ref().map(memory))
         .optional("cpu", m.CPU.as_ref().map(cpu))
-        .optional(
-            "pids",
-            m.Pids
-                .as_ref()
-                .map(|m| object().value("limit", m.Limit).done()),
-        )
+        .optional("pids", m.Pids.as_ref().map(|m| object().value("limit", m.Limit).done()))
         .optional("blockIO", m.BlockIO.as_ref().map(block_io))
         .objects("hugepageLimits", &m.HugepageLimits, |m| {
-            object()
-                .value("pageSize", m.Pagesize.as_str())
-                .value("limit", m.Limit)
-                .done()
+            object().value("pageSize", m.Pagesize.as_str()).value("limit", m.Limit).done()
         })
         .optional(
             "network",
@@ -263,20 +216,14 @@ pub(super) fn resources(m: &oci::LinuxResources) -> Value {
                 object()
                     .optional("classID", m.ClassID)
                     .objects("priorities", &m.Priorities, |m| {
-                        object()
-                            .value("name", m.Name.as_str())
-                            .value("priority", m.Priority)
-                            .done()
+                        object().value("name", m.Name.as_str()).value("priority", m.Priority).done()
                     })
                     .done()
             }),
         )
         .string_map("unified", &m.Unified)
         .map("rdma", &m.Rdma, |m| {
-            object()
-                .optional("hcaHandles", m.HcaHandles)
-                .optional("hcaObjects", m.HcaObjects)
-                .done()
+            object().optional("hcaHandles", m.HcaHandles).optional("hcaObjects", m.HcaObjects).done()
         })
         .done()
 }
@@ -311,11 +258,7 @@ fn cpu(m: &oci::LinuxCPU) -> Value {
 
 fn block_io(m: &oci::LinuxBlockIO) -> Value {
     let throttle = |m: &oci::LinuxThrottleDevice| {
-        object()
-            .value("major", m.Major)
-            .value("minor", m.Minor)
-            .value("rate", m.Rate)
-            .done()
+        object().value("major", m.Major).value("minor", m.Minor).value("rate", m.Rate).done()
     };
     object()
         .optional("weight", m.Weight)
@@ -329,20 +272,8 @@ fn block_io(m: &oci::LinuxBlockIO) -> Value {
                 .done()
         })
         .objects("throttleReadBpsDevice", &m.ThrottleReadBpsDevice, throttle)
-        .objects(
-            "throttleWriteBpsDevice",
-            &m.ThrottleWriteBpsDevice,
-            throttle,
-        )
-        .objects(
-            "throttleReadIOPSDevice",
-            &m.ThrottleReadIOPSDevice,
-            throttle,
-        )
-        .objects(
-            "throttleWriteIOPSDevice",
-            &m.ThrottleWriteIOPSDevice,
-            throttle,
-        )
+        .objects("throttleWriteBpsDevice", &m.ThrottleWriteBpsDevice, throttle)
+        .objects("throttleReadIOPSDevice", &m.ThrottleReadIOPSDevice, throttle)
+        .objects("throttleWriteIOPSDevice", &m.ThrottleWriteIOPSDevice, throttle)
         .done()
 }

@@ -26,17 +26,12 @@ impl<'a> Reader<'a> {
 
     pub(super) fn items(self, key: &str) -> impl Iterator<Item = Reader<'a>> + use<'a> {
         let list = self.get(key).and_then(|v| v.0.as_array());
-        list.map(Vec::as_slice)
-            .unwrap_or_default()
-            .iter()
-            .map(Reader)
+        list.map(Vec::as_slice).unwrap_or_default().iter().map(Reader)
     }
 
     pub(super) fn entries(self, key: &str) -> impl Iterator<Item = (String, Reader<'a>)> + use<'a> {
         let map = self.get(key).and_then(|v| v.0.as_object());
-        map.into_iter()
-            .flatten()
-            .map(|(k, v)| (k.clone(), Reader(v)))
+        map.into_iter().flatten().map(|(k, v)| (k.clone(), Reader(v)))
     }
 
     pub(super) fn string_map(self, key: &str) -> HashMap<String, String> {
@@ -89,10 +84,7 @@ impl<'a> Reader<'a> {
             (None, Some(n)) => Some(i128::from(n)),
             (None, None) => None,
         };
-        wide.and_then(|n| T::try_from(n).ok())
-            .ok_or_else(|| ConvertError::Range {
-                field: key.to_owned(),
-            })
+        wide.and_then(|n| T::try_from(n).ok()).ok_or_else(|| ConvertError::Range { field: key.to_owned() })
     }
 }
 
@@ -127,12 +119,7 @@ impl Writer {
         self.optional(key, list)
     }
 
-    pub(super) fn map<T>(
-        self,
-        key: &str,
-        entries: &HashMap<String, T>,
-        write: impl Fn(&T) -> Value,
-    ) -> Self {
+    pub(super) fn map<T>(self, key: &str, entries: &HashMap<String, T>, write: impl Fn(&T) -> Value) -> Self {
         let map = (!entries.is_empty()).then(|| {
             let map: Map<_, _> = entries.iter().map(|(k, v)| (k.clone(), write(v))).collect();
             map

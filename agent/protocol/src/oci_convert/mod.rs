@@ -68,16 +68,12 @@ pub fn process_from_proto(message: &oci::Process) -> Result<oci_runtime::Process
 }
 
 /// The message for resource limits.
-pub fn resources_to_proto(
-    resources: &oci_runtime::LinuxResources,
-) -> Result<oci::LinuxResources, ConvertError> {
+pub fn resources_to_proto(resources: &oci_runtime::LinuxResources) -> Result<oci::LinuxResources, ConvertError> {
     to_proto::resources(&to_json("resources", resources)?)
 }
 
 /// The resource limits that a message carries.
-pub fn resources_from_proto(
-    message: &oci::LinuxResources,
-) -> Result<oci_runtime::LinuxResources, ConvertError> {
+pub fn resources_from_proto(message: &oci::LinuxResources) -> Result<oci_runtime::LinuxResources, ConvertError> {
     from_json("resources", from_proto::resources(message))
 }
 
@@ -85,9 +81,6 @@ fn to_json<T: serde::Serialize>(what: &'static str, object: &T) -> Result<Value,
     serde_json::to_value(object).map_err(|source| ConvertError::Serialize { what, source })
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(
-    what: &'static str,
-    value: Value,
-) -> Result<T, ConvertError> {
+fn from_json<T: serde::de::DeserializeOwned>(what: &'static str, value: Value) -> Result<T, ConvertError> {
     serde_json::from_value(value).map_err(|source| ConvertError::Invalid { what, source })
 }

@@ -3,8 +3,7 @@ use protobuf::Message as _;
 use serde_json::json;
 
 use super::{
-    process_from_proto, process_to_proto, resources_from_proto, resources_to_proto,
-    spec_from_proto, spec_to_proto,
+    process_from_proto, process_to_proto, resources_from_proto, resources_to_proto, spec_from_proto, spec_to_proto,
 };
 use crate::oci;
 
@@ -57,7 +56,8 @@ fn full_process() -> serde_json::Value {
 }
 
 fn full_spec() -> serde_json::Value {
-    let hook = |n: &str| json!([{"path": n, "args": [n, "x"], "env": ["K=V", "odd"], "timeout": 0}, {"path": "/second"}]);
+    let hook =
+        |n: &str| json!([{"path": n, "args": [n, "x"], "env": ["K=V", "odd"], "timeout": 0}, {"path": "/second"}]);
     json!({
         "ociVersion": "1.2.0",
         "process": full_process(),
@@ -117,9 +117,7 @@ fn a_configuration_with_every_field_arrives_unchanged() {
     // The source is complete too: nothing of the text was dropped while it was read.
     let mut text = serde_json::to_value(&back).expect("serialises");
     for (set, names) in full_process()["capabilities"].as_object().expect("sets") {
-        let list = text["process"]["capabilities"][set]
-            .as_array_mut()
-            .expect("a list");
+        let list = text["process"]["capabilities"][set].as_array_mut().expect("a list");
         list.sort_by_key(|v| v.as_str().map(str::to_owned));
         assert_eq!(&text["process"]["capabilities"][set], names);
     }
@@ -129,14 +127,8 @@ fn a_configuration_with_every_field_arrives_unchanged() {
 fn environment_strings_are_verbatim_and_in_order() {
     let process: Process = serde_json::from_value(full_process()).expect("a valid process");
     let message = over_the_wire(&process_to_proto(&process).expect("converts"));
-    assert_eq!(
-        message.Env,
-        ["PATH=/bin", "A=1=2", "A=3", "no-equals-sign", "", "=x"]
-    );
-    assert_eq!(
-        process_from_proto(&message).expect("converts back"),
-        process
-    );
+    assert_eq!(message.Env, ["PATH=/bin", "A=1=2", "A=3", "no-equals-sign", "", "=x"]);
+    assert_eq!(process_from_proto(&message).expect("converts back"), process);
 }
 
 #[test]
@@ -144,13 +136,10 @@ fn resources_keep_the_difference_between_zero_and_absent() {
     let full: LinuxResources = serde_json::from_value(full_resources()).expect("valid resources");
     let message = over_the_wire(&resources_to_proto(&full).expect("converts"));
     assert_eq!(resources_from_proto(&message).expect("converts back"), full);
-    let sparse: LinuxResources = serde_json::from_value(json!({"memory": {"limit": 0}, "cpu": {}}))
-        .expect("valid resources");
+    let sparse: LinuxResources =
+        serde_json::from_value(json!({"memory": {"limit": 0}, "cpu": {}})).expect("valid resources");
     let message = over_the_wire(&resources_to_proto(&sparse).expect("converts"));
-    assert_eq!(
-        resources_from_proto(&message).expect("converts back"),
-        sparse
-    );
+    assert_eq!(resources_from_proto(&message).expect("converts back"), sparse);
 }
 
 #[test]
@@ -164,24 +153,15 @@ fn a_minimal_configuration_arrives_unchanged() {
 fn an_unknown_enumeration_value_is_an_error_and_not_a_default() {
     let mut message = oci::Process::new();
     message.Cwd = "/".to_owned();
-    message.Rlimits.push(oci::POSIXRlimit {
-        Type: "RLIMIT_NONSENSE".to_owned(),
-        ..Default::default()
-    });
+    message.Rlimits.push(oci::POSIXRlimit { Type: "RLIMIT_NONSENSE".to_owned(), ..Default::default() });
     let error = process_from_proto(&message).expect_err("refused");
-    assert_eq!(
-        error.to_string(),
-        "the process is not a valid OCI configuration"
-    );
+    assert_eq!(error.to_string(), "the process is not a valid OCI configuration");
 }
 
 #[test]
 fn kata_numbers_are_on_the_wire() {
     // Field 11 of Process, zigzag-free: -1 as a ten-byte varint behind tag 0x58.
-    let message = oci::Process {
-        OOMScoreAdj: Some(-1),
-        ..Default::default()
-    };
+    let message = oci::Process { OOMScoreAdj: Some(-1), ..Default::default() };
     let bytes = message.write_to_bytes().expect("encodes");
     assert_eq!(bytes.first(), Some(&0x58));
     assert_eq!(bytes.len(), 11);

@@ -37,11 +37,7 @@ fn process_of(v: Reader<'_>) -> Converted<oci::Process> {
         Terminal: v.boolean("terminal"),
         ConsoleSize: v
             .object("consoleSize", |v| {
-                Ok(oci::Box {
-                    Height: v.plain("height")?,
-                    Width: v.plain("width")?,
-                    ..Default::default()
-                })
+                Ok(oci::Box { Height: v.plain("height")?, Width: v.plain("width")?, ..Default::default() })
             })?
             .into(),
         User: v.object("user", user)?.into(),
@@ -125,11 +121,7 @@ fn scheduler(v: Reader<'_>) -> Converted<oci::Scheduler> {
 }
 
 fn root(v: Reader<'_>) -> oci::Root {
-    oci::Root {
-        Path: v.string("path"),
-        Readonly: v.boolean("readonly"),
-        ..Default::default()
-    }
+    oci::Root { Path: v.string("path"), Readonly: v.boolean("readonly"), ..Default::default() }
 }
 
 fn mount(v: Reader<'_>) -> Converted<oci::Mount> {
@@ -175,11 +167,7 @@ fn linux(v: Reader<'_>) -> Converted<oci::Linux> {
         Resources: v.object("resources", resources_of)?.into(),
         CgroupsPath: v.string("cgroupsPath"),
         Namespaces: v.objects("namespaces", |v| {
-            Ok(oci::LinuxNamespace {
-                Type: v.string("type"),
-                Path: v.string("path"),
-                ..Default::default()
-            })
+            Ok(oci::LinuxNamespace { Type: v.string("type"), Path: v.string("path"), ..Default::default() })
         })?,
         Devices: v.objects("devices", |v| {
             Ok(oci::LinuxDevice {
@@ -200,10 +188,7 @@ fn linux(v: Reader<'_>) -> Converted<oci::Linux> {
         MountLabel: v.string("mountLabel"),
         IntelRdt: v
             .get("intelRdt")
-            .map(|v| oci::LinuxIntelRdt {
-                L3CacheSchema: v.string("l3CacheSchema"),
-                ..Default::default()
-            })
+            .map(|v| oci::LinuxIntelRdt { L3CacheSchema: v.string("l3CacheSchema"), ..Default::default() })
             .into(),
         Personality: v
             .get("personality")
@@ -280,14 +265,7 @@ fn resources_of(v: Reader<'_>) -> Converted<oci::LinuxResources> {
         })?,
         Memory: v.object("memory", memory)?.into(),
         CPU: v.object("cpu", cpu)?.into(),
-        Pids: v
-            .object("pids", |v| {
-                Ok(oci::LinuxPids {
-                    Limit: v.plain("limit")?,
-                    ..Default::default()
-                })
-            })?
-            .into(),
+        Pids: v.object("pids", |v| Ok(oci::LinuxPids { Limit: v.plain("limit")?, ..Default::default() }))?.into(),
         BlockIO: v.object("blockIO", block_io)?.into(),
         HugepageLimits: v.objects("hugepageLimits", |v| {
             Ok(oci::LinuxHugepageLimit {

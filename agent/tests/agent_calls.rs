@@ -42,6 +42,7 @@ fn main() {
         a_failed_creation_leaves_nothing
         ids_must_be_plain_and_new
         containers_share_a_pid_namespace
+        interfaces_routes_and_neighbours_are_set
         unimplemented_calls_say_so
         destroying_the_sandbox_ends_the_agent
     };
@@ -523,6 +524,60 @@ fn containers_share_a_pid_namespace() {
         assert!(output.stdout.contains("sleep 12345"), "{}", output.stdout);
         agent.remove(&second.container_id).await;
         agent.remove(&first.container_id).await;
+    });
+}
+
+fn interfaces_routes_and_neighbours_are_set() {
+    use stockade_agent_protocol::types::{ARPNeighbor, IPAddress, Interface, Route};
+    const MAC: &str = "02:00:00:00:00:01";
+    block_on(async {
+        let agent = agent().await;
+        let list = agent.calls.list_interfaces(context(), &ListInterfacesRequest::new()).await.expect("listed");
+        if !list.Interfaces.iter().any(|interface| interface.hwAddr == MAC) {
+            println!("(no interface to try it on: left out)");
+            return;
+        }
+        let address = IPAddress { address: "10.9.0.2".to_owned(), mask: "24".to_owned(), ..Default::default() };
+        let interface = Interface {
+            name: "eth9".to_owned(),
+            hwAddr: MAC.to_owned(),
+            mtu: 1400,
+            IPAddresses: vec![address.clone()],
+            ..Default::default()
+        };
+        let request = UpdateInterfaceRequest { interface: Some(interface).into(), ..Default::default() };
+        // Twice: the second time there is nothing to change.
+        for _ in 0..2 {
+            agent.calls.update_interface(context(), &request).await.expect("updated");
+        }
+        let list = agent.calls.list_interfaces(context(), &ListInterfacesRequest::new()).await.expect("listed");
+        let found = list.Interfaces.iter().find(|interface| interface.name == "eth9").expect("renamed");
+        assert_eq!((found.mtu, found.IPAddresses[0].address.as_str()), (1400, "10.9.0.2"));
+        let route = |dest: &str, gateway: &str| Route {
+            dest: dest.to_owned(),
+            gateway: gateway.to_owned(),
+            device: "eth9".to_owned(),
+            ..Default::default()
+        };
+        let on_link = Route { scope: 253, ..route("10.8.0.0/16", "") };
+        let routes = Routes { Routes: vec![route("", "10.8.0.1"), on_link], ..Default::default() };
+        let request = UpdateRoutesRequest { routes: Some(routes).into(), ..Default::default() };
+        for _ in 0..2 {
+            agent.calls.update_routes(context(), &request).await.expect("updated");
+        }
+        let list = agent.calls.list_routes(context(), &ListRoutesRequest::new()).await.expect("listed").Routes;
+        assert!(list.iter().any(|route| route.dest.is_empty() && route.gateway == "10.8.0.1"), "{list:?}");
+        assert!(list.iter().any(|route| route.dest == "10.8.0.0/16"), "{list:?}");
+        let neighbour = ARPNeighbor {
+            toIPAddress: Some(IPAddress { address: "10.9.0.1".to_owned(), ..address }).into(),
+            device: "eth9".to_owned(),
+            lladdr: "02:00:00:00:00:09".to_owned(),
+            state: 0x80,
+            ..Default::default()
+        };
+        let neighbors = ARPNeighbors { ARPNeighbors: vec![neighbour], ..Default::default() };
+        let request = AddARPNeighborsRequest { neighbors: Some(neighbors).into(), ..Default::default() };
+        agent.calls.add_arp_neighbors(context(), &request).await.expect("added");
     });
 }
 

@@ -20,6 +20,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// This build, backend or guest cannot do it.
     Unimplemented,
+    /// The connection to the guest's agent has broken: its machine has ended, or is ended for it.
+    AgentGone,
     /// The host, the machine or the guest failed.
     Internal,
 }

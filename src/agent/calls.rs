@@ -366,7 +366,11 @@ fn failed(what: &'static str) -> impl FnOnce(ttrpc::Error) -> OpError {
                 };
                 (kind, status.message().to_owned())
             }
-            other => (ErrorKind::Internal, format!("the connection to the guest's agent failed: {other}")),
+            // ttrpc's own clock.
+            ttrpc::Error::Others(message) if message == "Request deadline elapsed" => {
+                (ErrorKind::DeadlineExceeded, "the guest's agent did not answer in time".to_owned())
+            }
+            other => (ErrorKind::AgentGone, format!("the connection to the guest's agent failed: {other}")),
         };
         OpError::because(kind, format!("cannot {what}"), message)
     }

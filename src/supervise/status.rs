@@ -13,6 +13,7 @@ pub(super) fn to_ttrpc(error: OpError) -> Error {
         ErrorKind::Cancelled => Code::CANCELLED,
         ErrorKind::DeadlineExceeded => Code::DEADLINE_EXCEEDED,
         ErrorKind::Unimplemented => Code::UNIMPLEMENTED,
+        ErrorKind::AgentGone => Code::UNAVAILABLE,
         ErrorKind::Internal => Code::INTERNAL,
     };
     Error::RpcStatus(get_status(code, error.one_line()))

@@ -1,7 +1,7 @@
 //! Step 9, the guest's part: the container exists, its process waits.
 
 use crate::agent::AgentClient;
-use crate::error::OpError;
+use crate::error::{ErrorKind, OpError};
 use crate::oci::GuestSpec;
 use crate::pipeline::{LiveUndo, Step, UndoStack};
 use crate::state::UndoRecord;
@@ -56,8 +56,8 @@ impl LiveUndo for Remove {
             removed = self.agent.remove_container(&self.id, REMOVE_LIMIT) => removed,
         };
         match removed {
-            Err(error) if error.kind() == crate::error::ErrorKind::NotFound => Ok(()),
-            // A machine that just ended took the connection, and the container, with it.
+            // An agent that is lost costs the whole machine, and so the container; that it ends may be seen only later.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AgentGone) => Ok(()),
             Err(_) if self.exit.borrow().is_some() => Ok(()),
             other => other,
         }

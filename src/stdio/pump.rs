@@ -64,17 +64,20 @@ impl Pumps {
         if let Some(input) = self.input.take() {
             input.abort();
         }
-        for pump in &mut self.output {
-            let mut before = self.moved.load(Ordering::Relaxed);
+        // Side by side: a child that keeps both streams costs the time once.
+        let moved = &self.moved;
+        let drains = self.output.iter_mut().map(|pump| async move {
+            let mut before = moved.load(Ordering::Relaxed);
             while tokio::time::timeout(STALLED, &mut *pump).await.is_err() {
-                let now = self.moved.load(Ordering::Relaxed);
+                let now = moved.load(Ordering::Relaxed);
                 if now == before {
                     tracing::warn!("output that nobody took for {STALLED:?} after the process's end is lost");
                     break;
                 }
                 before = now;
             }
-        }
+        });
+        futures::future::join_all(drains).await;
     }
 }
 

@@ -124,7 +124,13 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     for mount in mounts_below(path)?.iter().rev() {
         unmount(mount)?;
     }
-    match std::fs::remove_dir_all(path) {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        // A volume may be a file.
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -132,7 +138,7 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 
 /// Mount points at or below `path` in this mount namespace, in the order they were made.
 fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     Ok(points.filter(|point| point.starts_with(path)).collect())
 }
@@ -187,7 +193,12 @@ impl Journal {
         };
         let file: File = serde_json::from_slice(&text)?;
         if file.version != super::records::VERSION {
-            let message = format!("{} has version {}; this program knows {}", path.display(), file.version, super::records::VERSION);
+            let message = format!(
+                "{} has version {}; this program knows {}",
+                path.display(),
+                file.version,
+                super::records::VERSION
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         let next = file.entries.iter().map(|entry| entry.number).max().unwrap_or(0) + 1;
@@ -276,6 +287,15 @@ mod tests {
         std::os::unix::fs::symlink(&kept, tree.join("link")).unwrap();
         UndoRecord::RemoveTree { path: tree.clone() }.perform().unwrap();
         assert!(!tree.exists() && kept.join("file").exists());
+    }
+
+    #[test]
+    fn a_volume_that_is_a_file_is_removed_as_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        UndoRecord::RemoveTree { path: file.clone() }.perform().unwrap();
+        assert!(!file.exists());
     }
 
     #[test]

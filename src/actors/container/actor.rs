@@ -220,6 +220,10 @@ impl Handler<Envelope<Created>> for ContainerActor {
         watch_process(context.address().downgrade(), agent.clone(), self.id().to_owned(), None, stdio);
         self.made = Some(Made { agent, record, parts: Parts { hooks, netns, oci_state }, undo });
         self.enter(ContainerState::Created);
+        if self.setup.cancel.is_cancelled() {
+            // A kill that came after the last step: it was answered, so it must take effect.
+            tell(&context.address(), Signal { exec: None, signal: Signo::SIGKILL as u32, all: true });
+        }
         if let Some(stand_in) = self.setup.stand_in {
             watch_stand_in(context.address().downgrade(), stand_in, self.exit.subscribe());
         }
@@ -545,17 +549,27 @@ impl Handler<Envelope<Delete>> for ContainerActor {
             Verdict::Cancel => {
                 self.setup.cancel.cancel();
                 let mut state = self.state.subscribe();
-                return spawned::<_, Delete, _>(message.span, async move {
+                let span = message.span.clone();
+                let decided = spawned::<Self, Delete, _>(message.span, async move {
                     let _ = state.wait_for(|state| *state != ContainerState::Creating).await;
                     Ok(None)
                 });
+                // The creation may have won the race: then there is a container to remove.
+                return Box::pin(decided.then(move |_, actor, _| actor.remove(span)));
             }
         }
+        self.remove(message.span)
+    }
+}
+
+impl ContainerActor {
+    /// Undoes the container, once.
+    fn remove(&mut self, span: tracing::Span) -> Pending<Self, Delete> {
         let Some(made) = self.made.take() else { return now::<_, Delete>(Ok(*self.exit.borrow())) };
         self.exit.send_if_modified(|exit| exit.is_none() && exit.replace(Exit::killed()).is_none());
         let exit = *self.exit.borrow();
         self.enter(ContainerState::Gone);
-        spawned::<_, Delete, _>(message.span, async move {
+        spawned::<_, Delete, _>(span, async move {
             match made.undo.unwind().await.into_iter().next() {
                 None => Ok(exit),
                 Some(failure) => Err(failure.error.within(format!("cannot {}", failure.what))),

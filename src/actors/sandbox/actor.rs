@@ -60,6 +60,8 @@ struct Child {
     address: Addr<ContainerActor>,
     handle: ContainerHandle,
     timeline: Timeline,
+    /// Somebody's deletion is under way.
+    leaving: bool,
 }
 
 impl SandboxActor {
@@ -93,7 +95,7 @@ impl SandboxActor {
             store: self.setup.facilities.store.clone(),
             hooks: self.setup.facilities.hooks.clone(),
         });
-        let child = Child { address: address.clone(), handle, timeline: timeline.clone() };
+        let child = Child { address: address.clone(), handle, timeline: timeline.clone(), leaving: false };
         self.children.insert(request.id.clone(), child);
         let runner = Runner {
             cancel,
@@ -269,6 +271,9 @@ impl Handler<Envelope<CreateContainer>> for SandboxActor {
             if self.children.contains_key(&request.id) {
                 return Err(crate::state::StateError::Exists(request.id.clone()).into());
             }
+            if self.children.iter().any(|(id, child)| child.leaving && id.as_str() == self.setup.id.as_str()) {
+                return Err(OpError::new(ErrorKind::FailedPrecondition, "the sandbox is being deleted"));
+            }
             let gone = || OpError::new(ErrorKind::FailedPrecondition, "the sandbox has no virtual machine");
             self.made.as_ref().map(CreatedSandbox::for_containers).ok_or_else(gone)
         });
@@ -339,17 +344,24 @@ impl Handler<Envelope<DeleteContainer>> for SandboxActor {
     fn handle(&mut self, message: Envelope<DeleteContainer>, _: &mut Context<Self>) -> Self::Result {
         let id = message.request.id;
         let is_first = id.as_str() == self.setup.id.as_str();
-        let handle = match self.children.get(&id) {
+        let others: Vec<_> = self.children.keys().filter(|other| **other != id).map(ToString::to_string).collect();
+        let handle = match self.children.get_mut(&id) {
             None => {
                 let what = format!("container {id} does not exist");
                 return now::<_, DeleteContainer>(Err(OpError::new(ErrorKind::NotFound, what)));
             }
-            Some(_) if is_first && self.children.len() > 1 => {
-                let others: Vec<_> = self.children.keys().filter(|other| **other != id).map(ToString::to_string).collect();
+            Some(_) if is_first && !others.is_empty() => {
                 let what = format!("sandbox {id} still has the containers {}; delete them first", others.join(", "));
                 return now::<_, DeleteContainer>(Err(OpError::new(ErrorKind::FailedPrecondition, what)));
             }
-            Some(child) => child.handle.clone(),
+            Some(child) if child.leaving => {
+                let what = format!("container {id} is being deleted already");
+                return now::<_, DeleteContainer>(Err(OpError::new(ErrorKind::FailedPrecondition, what)));
+            }
+            Some(child) => {
+                child.leaving = true;
+                child.handle.clone()
+            }
         };
         let deleted = spawned::<Self, DeleteContainer, _>(message.span.clone(), async move {
             handle.delete.ask(Delete { exec: None }).await
@@ -358,6 +370,9 @@ impl Handler<Envelope<DeleteContainer>> for SandboxActor {
         Box::pin(deleted.then(move |result, actor, _| {
             let denied = matches!(&result, Err(error) if error.kind() == ErrorKind::FailedPrecondition);
             if denied {
+                if let Some(child) = actor.children.get_mut(&id) {
+                    child.leaving = false;
+                }
                 return now::<_, DeleteContainer>(result);
             }
             if let Err(error) = &result {

@@ -1,0 +1,71 @@
+//! What the host does for a creation, without a virtual machine: the real actors and pipeline, a machine and an agent
+//! made of code, the state in memory. Prints the median and the 90th percentile with 1, 10 and 100 sandboxes in place.
+
+#[path = "../tests/fake/harness/mod.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod harness;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use harness::Sandbox;
+
+/// Creations for each number of sandboxes.
+const ROUNDS: usize = 100;
+
+fn main() {
+    stockade::storage::private_mount_namespace().expect("a mount namespace (this needs root)");
+    let directory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+    let root = directory.path().canonicalize().expect("it exists");
+    harness::system().block_on(async {
+        let mut existing = Vec::new();
+        for wanted in [1, 10, 100] {
+            while existing.len() < wanted {
+                let sandbox = Sandbox::beside_others(&root, &format!("existing{}", existing.len()));
+                sandbox.create(sandbox.first()).await.expect("created");
+                existing.push(sandbox);
+            }
+            let mut times = Vec::new();
+            let mut steps: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
+            for round in 0..ROUNDS {
+                let sandbox = Sandbox::beside_others(&root, &format!("measured{wanted}-{round}"));
+                let request = sandbox.first();
+                let begin = Instant::now();
+                sandbox.create(request).await.expect("created");
+                times.push(begin.elapsed());
+                let seen = sandbox.handle.inspect.ask(stockade::actors::sandbox::Inspect {}).await.expect("inspected");
+                note_steps(&seen, &sandbox.id, &mut steps);
+                sandbox.delete(&sandbox.id).await.expect("deleted");
+            }
+            println!("creation_p50_beside_{wanted}: {:.3} ms", milliseconds(percentile(&mut times, 50)));
+            println!("creation_p90_beside_{wanted}: {:.3} ms", milliseconds(percentile(&mut times, 90)));
+            if wanted == 100 {
+                for (name, mut times) in steps {
+                    println!("step_{name}_p50: {:.3} ms", milliseconds(percentile(&mut times, 50)));
+                }
+            }
+        }
+        for sandbox in existing {
+            sandbox.delete(&sandbox.id).await.expect("deleted");
+        }
+    });
+}
+
+/// Adds the time of each step in a sandbox's timeline.
+fn note_steps(seen: &serde_json::Value, id: &str, steps: &mut BTreeMap<String, Vec<Duration>>) {
+    let timeline = seen["containers"][id]["timeline"].as_array();
+    for entry in timeline.into_iter().flatten() {
+        let (Some(name), Some(took)) = (entry["step"].as_str(), entry["duration_us"].as_u64()) else { continue };
+        steps.entry(name.to_owned()).or_default().push(Duration::from_micros(took));
+    }
+}
+
+/// The value that `percent` of them do not exceed.
+fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort();
+    times[(times.len() * percent).div_ceil(100) - 1]
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

@@ -66,10 +66,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 async fn serve(options: Options, is_init: bool) -> Result<()> {
     let reaper = Reaper::default();
     tokio::spawn(reaper.clone().run());
-    if is_init {
-        if let Err(e) = network::bring_up_loopback().await {
-            log::error!("{}", log::Causes(&e));
-        }
+    if is_init && let Err(e) = network::bring_up_loopback().await {
+        log::error!("{}", log::Causes(&e));
     }
     let address = options.server_address.clone();
     if address.starts_with("vsock://") && options.log_port != 0 {

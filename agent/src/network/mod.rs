@@ -117,10 +117,8 @@ pub(crate) async fn update_interface(wanted: Interface, limit: Duration) -> Resu
     if !wanted.name.is_empty() && name_of(&link) != wanted.name {
         change = change.name(wanted.name.clone());
     }
-    if let Ok(mtu) = u32::try_from(wanted.mtu) {
-        if mtu > 0 {
-            change = change.mtu(mtu);
-        }
+    if let Some(mtu) = u32::try_from(wanted.mtu).ok().filter(|&mtu| mtu > 0) {
+        change = change.mtu(mtu);
     }
     if wanted.raw_flags & u32::from(IFF_NOARP) != 0 {
         change = change.arp(false);

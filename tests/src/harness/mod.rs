@@ -3,6 +3,7 @@
 mod bundle;
 mod host_state;
 mod id;
+mod pod;
 mod rootfs;
 mod stockade;
 pub mod wait;
@@ -10,5 +11,6 @@ pub mod wait;
 pub use bundle::{Bundle, BundleBuilder};
 pub use host_state::{HostState, processes_of};
 pub use id::unique_id;
+pub use pod::{Cases, Pod};
 pub use rootfs::busybox_rootfs;
 pub use stockade::{Output, Running, Stockade, guest};

@@ -61,6 +61,28 @@ impl fmt::Display for Origin {
     }
 }
 
+/// Names of options that this version does not act on; docs/configuration.md lists them too.
+const WITHOUT_EFFECT: [&str; 18] = [
+    "block_device_driver",
+    "default_hook_timeout",
+    "disable_block_device_use",
+    "disable_vhost_net",
+    "enable_template",
+    "entropy_source",
+    "experimental",
+    "internetworking_model",
+    "memory_slots",
+    "overhead_memory",
+    "overhead_vcpus",
+    "reclaim_guest_freed_memory",
+    "sandbox_cgroup_only",
+    "static_sandbox_resource_mgmt",
+    "template_path",
+    "virtio_fs_queue_size",
+    "vm_cache_endpoint",
+    "vm_cache_number",
+];
+
 /// A checked configuration that knows where its values came from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Loaded {
@@ -126,6 +148,16 @@ impl Loaded {
     /// Where the value of a key came from, such as `hypervisor.qemu.path`.
     pub fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::BuiltIn)
+    }
+
+    /// The options that were set though this version does not act on them, with where they were set. Kata's
+    /// configurations have them, so they are accepted and checked; whoever set one should know.
+    pub fn without_effect(&self) -> Vec<(String, Origin)> {
+        let inert = |key: &&String| {
+            let name = key.rsplit('.').next().unwrap_or(key);
+            WITHOUT_EFFECT.contains(&name) || key.starts_with("hypervisor.kvm.")
+        };
+        self.origins.keys().filter(inert).map(|key| (key.clone(), self.origin(key))).collect()
     }
 
     /// The files that were read, in order.

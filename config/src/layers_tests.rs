@@ -329,3 +329,25 @@ proptest! {
         prop_assert_eq!(params.to_string().parse::<KernelParams>().unwrap(), params);
     }
 }
+
+#[test]
+fn an_option_that_nothing_acts_on_is_named_with_its_place_when_it_is_set() {
+    let text = "[hypervisor.qemu]\ndefault_memory = 300\nmemory_slots = 3\n[hypervisor.kvm]\ndefault_memory = 300\n";
+    let loaded = Config::load(&lookup(&root(&[(ETC, text)]))).unwrap();
+    let inert = loaded.without_effect();
+    let keys: Vec<&str> = inert.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["hypervisor.kvm.default_memory", "hypervisor.qemu.memory_slots"]);
+    assert!(inert.iter().all(|(_, origin)| matches!(origin, Origin::File(_))), "{inert:?}");
+    assert_eq!(Loaded::built_in().without_effect(), []);
+}
+
+#[test]
+fn every_name_without_effect_is_an_option() {
+    let names: Vec<&str> = crate::schema::TABLES
+        .iter()
+        .flat_map(|table| table.options().map(|option| option.key))
+        .collect();
+    for name in WITHOUT_EFFECT {
+        assert!(names.contains(&name), "{name}");
+    }
+}

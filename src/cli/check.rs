@@ -125,6 +125,10 @@ fn examine(context: &Context) -> Report {
             let files: Vec<String> = loaded.files().map(|path| path.display().to_string()).collect();
             let found = if files.is_empty() { "built-in defaults".to_owned() } else { files.join(", ") };
             host.push(Finding::good("configuration", found));
+            for (key, origin) in loaded.without_effect() {
+                let found = format!("{key} ({origin}) is accepted but has no effect in this version");
+                host.push(Finding::limited("configuration", found, "take it away, so that nobody relies on it"));
+            }
             loaded.config
         }
         Err(error) => {

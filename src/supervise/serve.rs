@@ -50,6 +50,9 @@ pub fn run(startup: Startup, answer: OwnedFd) -> ExitCode {
     if tell(&StartupAnswer::Ready) {
         drop(answer);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "the supervisor is ready");
+        for (key, origin) in startup.config.without_effect() {
+            tracing::warn!("the option {key} ({origin}) has no effect in this version");
+        }
         let built_in = BuiltIn { executable: PathBuf::from("/proc/self/exe") };
         serve(startup, &store, listener, Arc::new(built_in));
     }

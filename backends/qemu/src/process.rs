@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
@@ -113,6 +114,10 @@ fn spawn(launch: &Launch) -> Result<Spawned, SpawnError> {
         .map_err(fail("make a pipe for"))?;
     let second = writer.try_clone().map_err(fail("make a pipe for"))?;
     let mut command = Command::new(&launch.program);
+    if launch.role == ProcessRole::Devices {
+        // Else a process list would show the link that this program starts itself by.
+        command.arg0("stockade");
+    }
     command.args(&launch.args).stdin(Stdio::null()).stdout(writer).stderr(second);
     // Nothing of the supervisor's environment is the child's business, LD_PRELOAD and friends least of all.
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");

@@ -8,6 +8,8 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use libcontainer::capabilities::drop_privileges;
+use libcontainer::container::{ContainerStatus, State};
+use libcontainer::hooks::run_hooks;
 use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -29,6 +31,10 @@ const MAX_PASSWD: u64 = 1 << 20;
 pub(super) struct ContainerExecutor {
     pub(super) reporter: Reporter,
     pub(super) execution: Execution,
+    /// The container's id.
+    pub(super) id: String,
+    /// Its bundle in the guest; empty for a process that is added.
+    pub(super) bundle: PathBuf,
 }
 
 impl Executor for ContainerExecutor {
@@ -66,6 +72,7 @@ impl ContainerExecutor {
             let _ = crate::sys::set_window_size(io::stdin().as_fd(), rows, columns);
         }
         crate::sys::reset_signals();
+        self.run_start_hooks(spec, process)?;
         self.reporter.running();
         if let Some(seccomp) = &self.execution.seccomp {
             initialize_seccomp(seccomp)
@@ -77,6 +84,23 @@ impl ContainerExecutor {
         }
         let name = process.args().iter().flatten().next().map_or("", String::as_str);
         Err(describe(name, crate::sys::execute(&program, &args, &env)))
+    }
+}
+
+impl ContainerExecutor {
+    fn run_start_hooks(&self, spec: &Spec, process: &Process) -> Result<(), String> {
+        let hooks = &self.execution.start_hooks;
+        if hooks.is_empty() {
+            return Ok(());
+        }
+        let own = i32::try_from(std::process::id()).ok();
+        let mut state = State::new(&self.id, ContainerStatus::Created, own, self.bundle.clone());
+        state.annotations = spec.annotations().clone();
+        // What a hook without an environment gets, as with runc.
+        let entries = process.env().iter().flatten().filter_map(|entry| entry.split_once('='));
+        let env = entries.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        run_hooks(Some(hooks), Some(&state), None, None, Some(&env))
+            .map_err(|e| format!("a startContainer hook failed: {}", crate::log::Causes(&e)))
     }
 }
 

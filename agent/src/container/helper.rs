@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use libcontainer::container::builder::ContainerBuilder;
@@ -56,7 +57,15 @@ fn perform(request: Request, fds: Vec<OwnedFd>) -> Result<i32> {
     let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_root_path(&request.state_dir)?
         .with_console_socket(request.console_socket)
-        .with_executor(ContainerExecutor { reporter, execution: request.execution });
+        .with_executor(ContainerExecutor {
+            reporter,
+            execution: request.execution,
+            id: request.id.clone(),
+            bundle: match &request.action {
+                Action::Create { bundle } => bundle.clone(),
+                Action::Exec { .. } => PathBuf::new(),
+            },
+        });
     if let Some(fd) = stdin {
         builder = builder.with_stdin(fd);
     }

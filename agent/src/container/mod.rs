@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Process as OciProcess};
+use oci_spec::runtime::{LinuxCapabilities, LinuxResources, LinuxSeccomp, Process as OciProcess};
 use stockade_agent_protocol::agent::StringUser;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::timeout;
@@ -113,6 +113,8 @@ pub(crate) struct Container {
     pub(crate) storages: Vec<PathBuf>,
     rootfs: PathBuf,
     seccomp: Option<LinuxSeccomp>,
+    /// Of its first process; those that are added have the same unless they bring their own.
+    capabilities: Option<LinuxCapabilities>,
     own_user_namespace: bool,
     // These locks are here because call handlers must be `Sync`; all run on one thread.
     state: Mutex<State>,
@@ -199,6 +201,8 @@ async fn try_create(
 
     let process = spec.process().as_ref();
     let seccomp = execution.seccomp.clone();
+    let capabilities =
+        process.and_then(|p| p.capabilities().clone()).or_else(|| execution.capabilities.clone());
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let own_user_namespace = namespaces
         .into_iter()
@@ -225,6 +229,7 @@ async fn try_create(
         storages,
         rootfs,
         seccomp,
+        capabilities,
         own_user_namespace,
         state: Mutex::new(State::Created),
         execs: Mutex::default(),
@@ -368,7 +373,10 @@ impl Container {
         pipe_size: Option<usize>,
         file: &Path,
     ) -> Result<Process, ContainerError> {
-        let (process, execution) = spec::prepare_process(process, self.seccomp.clone(), &self.rootfs, string_user)?;
+        let capabilities = self.capabilities.as_ref();
+        let (process, execution) =
+            spec::prepare_process(process, self.seccomp.clone(), capabilities, &self.rootfs, string_user)?;
+        spec::check_cwd(Path::new(&format!("/proc/{}/root", self.init.pid)), process.cwd())?;
         write_file(file, &to_json(&process)?)?;
         let (process, _report) = launch(
             reaper,
@@ -395,10 +403,9 @@ impl Container {
         if execs.order.len() >= KEPT_EXECS {
             let Execs { by_id, order } = &mut *execs;
             let ended = |id: &String| by_id.get(id).is_some_and(|p| p.as_ref().is_some_and(|p| p.ended()));
-            if let Some(index) = order.iter().position(ended) {
-                if let Some(id) = order.remove(index) {
-                    by_id.remove(&id);
-                }
+            let oldest = order.iter().position(ended).and_then(|index| order.remove(index));
+            if let Some(id) = oldest {
+                by_id.remove(&id);
             }
         }
         execs.by_id.insert(exec_id.to_owned(), None);

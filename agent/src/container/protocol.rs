@@ -63,6 +63,8 @@ pub(crate) struct Execution {
     pub(crate) seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
     /// Capabilities, where they must be given up after the filter is loaded.
     pub(crate) capabilities: Option<oci_spec::runtime::LinuxCapabilities>,
+    /// Hooks that run in the container when it is started.
+    pub(crate) start_hooks: Vec<oci_spec::runtime::Hook>,
     /// Terminal size: rows, columns.
     pub(crate) console_size: Option<(u16, u16)>,
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, ResolveFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{
-    Hook, HookBuilder, Hooks, Linux, LinuxDevice, LinuxNamespace, LinuxNamespaceType, LinuxSeccompAction, Mount,
-    MountBuilder, Process, Spec,
+    Capabilities, Hook, HookBuilder, Hooks, Linux, LinuxCapabilities, LinuxDevice, LinuxNamespace, LinuxNamespaceType,
+    LinuxSeccompAction, Mount, MountBuilder, Process, Spec,
 };
 use stockade_agent_protocol::agent::{Device, StringUser};
 
@@ -76,7 +76,16 @@ pub(crate) fn prepare(
         // The virtual machine has no device that the container may not have.
         resources.set_devices(None);
     }
-    let execution = take_execution(&mut process, linux.seccomp().clone())?;
+    if process.capabilities().is_none() {
+        // None are asked for: without this libcontainer would leave all that the agent has.
+        process.set_capabilities(Some(no_capabilities()));
+    }
+    refuse_cwd_that_is_no_directory(&spec, &rootfs, process.cwd())?;
+    let mut execution = take_execution(&mut process, linux.seccomp().clone())?;
+    if let Some(hooks) = spec.hooks() {
+        // libcontainer would tell them that the container is still being created.
+        execution.start_hooks = hooks.start_container().clone().unwrap_or_default();
+    }
     linux.set_seccomp(None);
     if !Path::new("/sys/fs/selinux").exists() {
         linux.set_mount_label(None);
@@ -89,20 +98,77 @@ pub(crate) fn prepare(
         add_resolv_conf(&mut mounts, file)?;
         spec.set_mounts(Some(mounts));
     }
+    if linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::User) {
+        bind_sysfs(&mut spec);
+    }
     spec.set_linux(Some(linux));
     spec.set_process(Some(process));
     Ok(Prepared { spec, execution, network_sysctls })
 }
 
-/// Adapts a process that is added to a container. The filter is the container's.
+/// The kernel mounts sysfs only for who owns the network namespace, which is the guest's: binds it for the others.
+fn bind_sysfs(spec: &mut Spec) {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in mounts.iter_mut().filter(|mount| mount.typ().as_deref() == Some("sysfs")) {
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.insert(0, "rbind".to_owned());
+        mount.set_typ(Some("bind".to_owned())).set_source(Some(PathBuf::from("/sys"))).set_options(Some(options));
+    }
+    spec.set_mounts(Some(mounts));
+}
+
+fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(Some(Capabilities::new()))
+        .set_effective(Some(Capabilities::new()))
+        .set_permitted(Some(Capabilities::new()))
+        .set_inheritable(Some(Capabilities::new()))
+        .set_ambient(Some(Capabilities::new()));
+    none
+}
+
+/// An early and clear error; what a mount covers is left to the kernel.
+fn refuse_cwd_that_is_no_directory(spec: &Spec, rootfs: &Path, cwd: &Path) -> Result<(), ContainerError> {
+    let covered = spec.mounts().iter().flatten().any(|mount| cwd.starts_with(mount.destination()));
+    match look(rootfs, cwd) {
+        Ok(file) if !covered && !is_directory(&file) => {
+            Err(invalid(format!("process.cwd {} is not a directory", cwd.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a process can be added to a container whose root is at `root`: its directory must be there.
+pub(crate) fn check_cwd(root: &Path, cwd: &Path) -> Result<(), ContainerError> {
+    let refused =
+        |why: &str| ContainerError::Refused(format!("cannot enter the working directory {}: {why}", cwd.display()));
+    match look(root, cwd) {
+        Ok(file) if is_directory(&file) => Ok(()),
+        Ok(_) => Err(refused("it is not a directory")),
+        Err(error) => Err(refused(&error.to_string())),
+    }
+}
+
+fn is_directory(file: &std::os::fd::OwnedFd) -> bool {
+    use nix::sys::stat::{SFlag, fstat};
+    fstat(std::os::fd::AsRawFd::as_raw_fd(file))
+        .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
+}
+
+/// Adapts a process that is added to a container. The filter is the container's; so are the capabilities, when it
+/// brings none.
 pub(crate) fn prepare_process(
     mut process: Process,
     seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
+    capabilities: Option<&LinuxCapabilities>,
     rootfs: &Path,
     string_user: Option<&StringUser>,
 ) -> Result<(Process, Execution), ContainerError> {
     if process.args().as_deref().unwrap_or_default().is_empty() {
         return Err(invalid("the process has no arguments"));
+    }
+    if process.capabilities().is_none() {
+        process.set_capabilities(capabilities.cloned());
     }
     let execution = take_execution(&mut process, seccomp)?;
     adapt_process(&mut process, rootfs, string_user)?;
@@ -190,7 +256,7 @@ fn take_execution(
         .console_size()
         .filter(|_| process.terminal() == Some(true))
         .map(|size| (clamp(size.height()), clamp(size.width())));
-    Ok(Execution { seccomp, capabilities, console_size })
+    Ok(Execution { seccomp, capabilities, console_size, start_hooks: Vec::new() })
 }
 
 fn clamp(size: u64) -> u16 {
@@ -229,25 +295,21 @@ fn set_devices(linux: &mut Linux, devices: &[Device]) -> Result<(), ContainerErr
 
 /// The hooks that run in the guest, plus ours that makes a working directory which is not there.
 fn hooks(spec: &Spec, rootfs: &Path, cwd: &Path, surroundings: &Surroundings) -> Result<Option<Hooks>, ContainerError> {
-    let (mut create, start) = match spec.hooks() {
-        Some(hooks) => {
-            (hooks.create_container().clone().unwrap_or_default(), hooks.start_container().clone().unwrap_or_default())
-        }
-        None => (Vec::new(), Vec::new()),
-    };
+    let given = spec.hooks().as_ref();
+    let mut create = given.and_then(|hooks| hooks.create_container().clone()).unwrap_or_default();
     if is_missing(rootfs, cwd) {
         let args = ["stockade-agent".into(), MAKE_DIRECTORY.into(), utf8(rootfs)?, utf8(cwd)?];
         // First, so that the hooks of the specification see the directory.
         create.insert(0, hook(Path::new(SELF), args.to_vec())?);
     }
     let guest = surroundings.guest_hooks.as_deref().map(guest_prestart_hooks).transpose()?.unwrap_or_default();
-    if create.is_empty() && start.is_empty() && guest.is_empty() {
+    if create.is_empty() && guest.is_empty() {
         return Ok(None);
     }
     let mut hooks = Hooks::default();
     let some = |list: Vec<Hook>| (!list.is_empty()).then_some(list);
     hooks.set_prestart(some(guest));
-    hooks.set_create_container(some(create)).set_start_container(some(start));
+    hooks.set_create_container(some(create));
     Ok(Some(hooks))
 }
 
@@ -272,9 +334,12 @@ fn utf8(path: &Path) -> Result<String, ContainerError> {
 }
 
 fn is_missing(rootfs: &Path, path: &Path) -> bool {
-    let Ok(root) = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else {
-        return false;
-    };
+    look(rootfs, path).is_err()
+}
+
+/// Opens what is at `path` in the root file system, without leaving it.
+fn look(rootfs: &Path, path: &Path) -> std::io::Result<std::os::fd::OwnedFd> {
+    let root = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let root = crate::sys::adopt(root);
     let opened = crate::sys::open_in_root(
         std::os::fd::AsFd::as_fd(&root),
@@ -283,7 +348,7 @@ fn is_missing(rootfs: &Path, path: &Path) -> bool {
         Mode::empty(),
         ResolveFlag::RESOLVE_IN_ROOT,
     );
-    opened.is_err()
+    Ok(opened?)
 }
 
 fn add_resolv_conf(mounts: &mut Vec<Mount>, file: &Path) -> Result<(), ContainerError> {
@@ -362,6 +427,42 @@ mod tests {
         let capabilities = json!({"capabilities": {"bounding": ["CAP_KILL"]}, "noNewPrivileges": true});
         let direct = prepared(spec(seccomp, capabilities), &Surroundings::default());
         assert!(direct.execution.capabilities.is_none() && direct.execution.seccomp.is_some());
+    }
+
+    #[test]
+    fn a_process_without_capabilities_has_none_and_one_that_is_added_has_the_containers() {
+        let prepared = prepared(spec(json!({}), json!({})), &Surroundings::default());
+        let given = prepared.spec.process().as_ref().and_then(|process| process.capabilities().clone());
+        assert_eq!(given.and_then(|sets| sets.bounding().clone()), Some(Capabilities::new()));
+        let kill: LinuxCapabilities = serde_json::from_value(json!({"bounding": ["CAP_KILL"]})).expect("capabilities");
+        let added: Process = serde_json::from_value(json!({"args": ["x"], "cwd": "/", "user": {"uid": 0, "gid": 0}}))
+            .expect("a process");
+        let (added, _) = prepare_process(added, None, Some(&kill), Path::new("/"), None).expect("prepared");
+        assert_eq!(added.capabilities().as_ref(), Some(&kill));
+    }
+
+    #[test]
+    fn a_working_directory_that_is_a_file_or_not_there_is_named() {
+        let wrong = spec(json!({}), json!({"cwd": "/etc/passwd"}));
+        let error =
+            prepare(wrong, &Cgroup::of_container("c"), None, &[], &Surroundings::default()).expect_err("refused");
+        assert!(error.to_string().contains("/etc/passwd"), "{error}");
+        assert!(check_cwd(Path::new("/"), Path::new("/etc")).is_ok());
+        let error = check_cwd(Path::new("/"), Path::new("/no/such")).expect_err("refused");
+        assert!(error.to_string().contains("/no/such"), "{error}");
+    }
+
+    #[test]
+    fn a_container_with_its_own_user_namespace_gets_the_guests_sysfs() {
+        let linux = json!({"namespaces": [{"type": "user"}]});
+        let mut spec = spec(linux, json!({}));
+        let sysfs = json!([{"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}]);
+        spec.set_mounts(serde_json::from_value(sysfs).expect("mounts"));
+        let prepared = prepared(spec, &Surroundings::default());
+        let mounts = prepared.spec.mounts().clone().expect("mounts");
+        assert_eq!(mounts[0].typ().as_deref(), Some("bind"));
+        assert_eq!(mounts[0].source().as_deref(), Some(Path::new("/sys")));
+        assert_eq!(mounts[0].options().as_deref(), Some(&["rbind".to_owned(), "ro".to_owned()][..]));
     }
 
     #[test]

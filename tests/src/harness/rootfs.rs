@@ -50,7 +50,8 @@ pub fn busybox_rootfs(root: &Path) -> Result<()> {
     let busybox = root.join("bin/busybox");
     fs::copy(BUSYBOX, &busybox).with_context(|| format!("cannot copy {BUSYBOX}: is busybox-static installed?"))?;
     fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755)).context("cannot set busybox's mode")?;
-    let list = Command::new(&busybox).arg("--list").output().context("cannot run busybox")?;
+    // Not the copy: a process forked meanwhile by another test could hold it open for writing.
+    let list = Command::new(BUSYBOX).arg("--list").output().context("cannot run busybox")?;
     ensure!(list.status.success(), "busybox --list failed: {}", list.status);
     for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox") {
         symlink("busybox", root.join("bin").join(applet)).with_context(|| format!("cannot link {applet}"))?;

@@ -91,6 +91,11 @@ fn exec_runs_processes_with_their_own_status_environment_directory_and_user() {
     assert!(processes.contains("sleep 1000") && processes.contains("trap"), "{processes}");
     assert!(stockade.call(["ps", "--format", "json", &id]).ok().json().as_array().unwrap().len() >= 3);
 
+    // A child that keeps the streams of its parent costs a wait for what may still come, and no more.
+    let begin = Instant::now();
+    assert_eq!(stockade.exec_shell(&id, "sleep 2000 & echo started; exit 3").code(), 3);
+    assert!(begin.elapsed() < SOON, "a child that keeps the streams held its parent for {:?}", begin.elapsed());
+
     // A reader that takes its time must not hold up others.
     let mut flood = stockade.cmd(["exec", &id, "yes"]);
     flood.stdout(std::process::Stdio::piped());

@@ -414,7 +414,7 @@ pub struct MachineOptions {
     /// A directory in the guest with hooks for each container.
     #[serde(with = "optional_path")]
     pub guest_hook_path: Option<PathBuf>,
-    /// The longest silence of a guest that boots.
+    /// The time that a guest has at least until its agent answers; `reconnect_timeout` counts where it is longer.
     #[serde(with = "seconds")]
     pub boot_timeout: Duration,
     /// First rung of the stop ladder: the guest powers off.

@@ -255,12 +255,6 @@ async fn sandbox_steps(
         cache: factory.vm_cache_number,
     };
     let acquired = runner.run(ask, sandbox_undo).await?;
-    let cgroup = JoinCgroup {
-        id: id.to_string(),
-        path: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()),
-        systemd: request.systemd_cgroup,
-    };
-    let cgroup = runner.run(cgroup, sandbox_undo).await?;
     let prepare = PrepareNamespace {
         prepare: facilities.prepare_netns.clone(),
         release: facilities.release_netns.clone(),
@@ -269,7 +263,14 @@ async fn sandbox_steps(
             NetworkRequest::Create | NetworkRequest::Host => None,
         },
     };
-    let netns = runner.run(prepare, sandbox_undo).await?;
+    let namespace = runner.run(prepare, sandbox_undo).await?;
+    let cgroup = JoinCgroup {
+        id: id.to_string(),
+        path: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()),
+        systemd: request.systemd_cgroup,
+    };
+    let cgroup = runner.run(cgroup, sandbox_undo).await?;
+    let netns = runner.run(namespace, sandbox_undo).await?;
     let hooks = creation_hooks(facilities, &request, &bundle, &netns, runner);
     runner.run(hooks, container_undo).await?;
     let share = runner.run(MakeShare { directory: directory.join("shared") }, sandbox_undo).await?;

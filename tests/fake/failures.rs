@@ -10,13 +10,14 @@ use stockade_hypervisor::fake::AgentMode;
 use stockade_hypervisor::{ExitCause, HypervisorError, Operation};
 
 /// The steps of a sandbox's creation, in order.
-const STEPS: [&str; 16] = [
+const STEPS: [&str; 17] = [
     "bundle",
     "configuration",
     "reserve-id",
     "stdio",
     "rootfs",
     "factory",
+    "begin-network-namespace",
     "cgroup",
     "network-namespace",
     "hooks",

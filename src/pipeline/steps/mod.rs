@@ -22,7 +22,7 @@ pub use container::CreateInGuest;
 pub use factory::AskFactory;
 pub use hooks::CreationHooks;
 pub use machine::{Machine, StartMachine};
-pub use netns::PrepareNamespace;
+pub use netns::{NamespaceReady, PrepareNamespace};
 pub use reserve::ReserveId;
 pub use rootfs::{ResolveRootfs, Rootfs};
 pub use share::{MakeShare, ShareFiles, SharedContainer};

@@ -1,4 +1,5 @@
-//! Step 4: the network namespace, before the machine, whose processes run in it.
+//! Step 4: the network namespace, before the machine, whose processes run in it. The kernel needs about a millisecond
+//! for one, so it is begun first, and the control group is made meanwhile.
 
 use crate::actors::network::{PrepareNetns, ReleaseNetns, SandboxNetns};
 use crate::actors::runtime::Ask;
@@ -6,6 +7,8 @@ use crate::error::OpError;
 use crate::pipeline::{LiveUndo, Step, UndoStack};
 use crate::state::UndoRecord;
 use std::path::PathBuf;
+use std::task::Poll;
+use tokio::task::JoinHandle;
 
 /// Joins the namespace that the spec names, or creates one.
 #[derive(Debug)]
@@ -18,14 +21,33 @@ pub struct PrepareNamespace {
     pub path: Option<PathBuf>,
 }
 
+/// A namespace that is being made.
+#[derive(Debug)]
+pub struct NamespaceReady(JoinHandle<Result<SandboxNetns, OpError>>);
+
 impl Step for PrepareNamespace {
+    type Output = NamespaceReady;
+    const NAME: &'static str = "begin-network-namespace";
+
+    async fn run(self, undo: &mut UndoStack) -> Result<NamespaceReady, OpError> {
+        let record = UndoRecord::Live { what: "release the network namespace".into() };
+        undo.push_live(record, Release(self.release))?;
+        let mut asked = Box::pin(async move { self.prepare.ask(PrepareNetns { path: self.path }).await });
+        // The first poll sends the request, so that a release is behind it in the actor's mailbox.
+        let asked = match futures::poll!(&mut asked) {
+            Poll::Ready(answer) => tokio::spawn(std::future::ready(answer)),
+            Poll::Pending => tokio::spawn(asked),
+        };
+        Ok(NamespaceReady(asked))
+    }
+}
+
+impl Step for NamespaceReady {
     type Output = SandboxNetns;
     const NAME: &'static str = "network-namespace";
 
-    async fn run(self, undo: &mut UndoStack) -> Result<SandboxNetns, OpError> {
-        let record = UndoRecord::Live { what: "release the network namespace".into() };
-        undo.push_live(record, Release(self.release))?;
-        self.prepare.ask(PrepareNetns { path: self.path }).await
+    async fn run(self, _: &mut UndoStack) -> Result<SandboxNetns, OpError> {
+        self.0.await.map_err(|error| OpError::internal("cannot prepare the network namespace", error))?
     }
 }
 

@@ -191,7 +191,12 @@ impl AgentService for FakeAgent {
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
         self.asked("signal_process", &process(&request.container_id, &request.exec_id)).await?;
         let ended = i32::try_from(request.signal).map_or(255, |signal| 128 + signal);
-        self.end(&request.container_id, &request.exec_id, ended);
+        for ((container, exec), process) in &self.inner().processes {
+            // "*" is every process of the container.
+            if *container == request.container_id && (*exec == request.exec_id || request.exec_id == "*") {
+                process.send_replace(Some(ended));
+            }
+        }
         Ok(Empty::new())
     }
 

@@ -22,6 +22,8 @@ use ttrpc::context::Context;
 /// Longer than any container lives: a call that waits for an event has no deadline of its own.
 const NO_DEADLINE: Duration = Duration::ZERO;
 
+/// How this project's agent calls all processes of a container.
+const EVERY_PROCESS: &str = "*";
 /// For an agent that cannot be waited on: how often it is asked whether it lives.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -193,6 +195,18 @@ impl AgentClient {
         request.exec_id = exec_id.to_owned();
         request.signal = signal;
         self.agent.signal_process(self.soon(), &request).await.map(drop).map_err(failed("send the signal"))
+    }
+
+    /// Sends a signal to every process of a container; with an agent that cannot, to its first one.
+    ///
+    /// # Errors
+    /// No such container, or the kernel refuses.
+    pub async fn signal_container(&self, id: &str, signal: u32) -> Result<(), OpError> {
+        match self.signal_process(id, EVERY_PROCESS, signal).await {
+            // Kata's agent has no name for all of them.
+            Err(error) if error.kind() == ErrorKind::NotFound => self.signal_process(id, "", signal).await,
+            answer => answer,
+        }
     }
 
     /// Waits for the end of a process, as long as it takes; answers its status, 128 + n for signal n.

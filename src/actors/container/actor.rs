@@ -415,7 +415,14 @@ impl Handler<Envelope<Signal>> for ContainerActor {
             Ok(ready) => ready,
             Err(error) => return now::<_, Signal>(Err(error)),
         };
-        spawned::<_, Signal, _>(message.span, async move { agent.signal_process(&id, &exec_id, signal).await })
+        let every = all && exec.is_none();
+        spawned::<_, Signal, _>(message.span, async move {
+            if every {
+                agent.signal_container(&id, signal).await
+            } else {
+                agent.signal_process(&id, &exec_id, signal).await
+            }
+        })
     }
 }
 

@@ -247,6 +247,20 @@ fn a_signal_for_create_takes_the_creation_back() {
 }
 
 #[test]
+fn a_create_that_is_killed_takes_the_creation_with_it() {
+    let stockade = Stockade::new();
+    let before = HostState::capture(&stockade);
+    let id = stockade.id("killed-create");
+    let bundle = Bundle::shell("true").unwrap();
+    let creating = stockade.start_create(&id, &bundle, &[]);
+    assert!(wait::until(SOON, || !stockade.pids("qemu-system").is_empty()));
+    creating.signal(Signal::SIGKILL);
+    assert_eq!(creating.wait(SOON).code(), 137);
+    before.assert_same(&stockade);
+    assert_eq!(stockade.status(&id), "none");
+}
+
+#[test]
 fn what_does_not_exist_is_an_error_but_for_a_forced_delete() {
     let stockade = Stockade::new();
     let id = stockade.id("nobody");

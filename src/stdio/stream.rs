@@ -150,7 +150,15 @@ impl Stream {
                     return file.flush().await;
                 }
                 Self::Ready(stream) => {
-                    ready_io(stream, Direction::Write, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?
+                    let written = ready_io(stream, Direction::Write, |fd| Ok(nix::unistd::write(fd, bytes)?)).await;
+                    match written {
+                        // A pipe can be opened without a reader, unlike a FIFO.
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                            *self = Self::Nobody;
+                            return Ok(());
+                        }
+                        written => written?,
+                    }
                 }
                 Self::Socket(stream) => {
                     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;

@@ -196,7 +196,7 @@ impl Sandbox {
         std::fs::create_dir_all(bundle.join("rootfs")).expect("a root file system");
         let mut spec = serde_json::to_value(stockade::oci::default_spec()).expect("a document");
         spec["process"]["terminal"] = false.into();
-        spec["linux"]["cgroupsPath"] = format!("/stockade-fake-{}/{id}", std::process::id()).into();
+        spec["linux"]["cgroupsPath"] = format!("/{}{id}", group_prefix()).into();
         if id != self.id {
             spec["annotations"] = json!({
                 "io.kubernetes.cri.container-type": "container",
@@ -253,7 +253,7 @@ impl Sandbox {
         let shared = self.directory().join("shared");
         let files = std::fs::read_dir(shared).into_iter().flatten().flatten();
         left.extend(files.map(|file| format!("file: {}", file.path().display())));
-        let suffix = format!("/{}", self.id);
+        let suffix = format!("/{}{}", group_prefix(), self.id);
         left.extend(cgroups().into_iter().filter(|path| path.ends_with(&suffix)).map(|path| format!("cgroup: {path}")));
         left
     }
@@ -265,17 +265,22 @@ fn is_open(name: &str) -> bool {
     open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|target| target.as_os_str() == name)
 }
 
+/// What the names of this process's control groups begin with. They have no parent in common, whose end would be nobody's.
+fn group_prefix() -> String {
+    format!("stockade-fake-{}-", std::process::id())
+}
+
 /// The control groups that this process's sandboxes have made.
 fn cgroups() -> Vec<String> {
-    let parent = format!("stockade-fake-{}", std::process::id());
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
     let hierarchies = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let (point, kind) = (fields.next()?, fields.next()?);
-        kind.starts_with("cgroup").then(|| Path::new(point).join(&parent))
+        kind.starts_with("cgroup").then_some(point)
     });
     let groups = hierarchies.flat_map(|path| std::fs::read_dir(path).into_iter().flatten().flatten());
-    groups.filter(|entry| entry.path().is_dir()).map(|entry| entry.path().display().to_string()).collect()
+    let groups = groups.filter(|entry| entry.file_name().to_string_lossy().starts_with(&group_prefix()));
+    groups.map(|entry| entry.path().display().to_string()).collect()
 }
 
 /// Waits until `holds`.

@@ -30,7 +30,7 @@ pub(super) fn make(config: &Config, executable: &Path) -> Result<Arc<dyn Hypervi
         },
         cpu_features: options.cpu_features.clone(),
         stockade_exe: executable.to_owned(),
-        seccomp_sandbox: !options.seccomp_sandbox.is_empty(),
+        seccomp_sandbox: options.seccomp_sandbox.clone(),
         debug: options.machine.enable_debug,
         ..qemu::QemuOptions::default()
     })?;

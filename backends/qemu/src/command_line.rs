@@ -175,8 +175,8 @@ pub(crate) fn build(options: &QemuOptions, parts: &Parts<'_>) -> Vec<OsString> {
     args.add("-mon", "chardev=qmp,mode=control");
     args.add("-chardev", format!("socket,id=console,fd={},server=off", parts.console));
     args.add("-serial", "chardev:console");
-    if options.seccomp_sandbox {
-        args.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    if !options.seccomp_sandbox.is_empty() {
+        args.add("-sandbox", &options.seccomp_sandbox);
     }
     args.add("-kernel", config.kernel.0.as_os_str());
     if let BootSource::Initrd(path) | BootSource::Image { initrd: Some(path), .. } = &config.boot {

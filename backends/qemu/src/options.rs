@@ -84,8 +84,8 @@ pub struct QemuOptions {
     pub cpu_features: String,
     /// The `stockade` program, whose `vhost-user` command serves shares and vsock.
     pub stockade_exe: PathBuf,
-    /// Runs QEMU under its own seccomp filter.
-    pub seccomp_sandbox: bool,
+    /// QEMU's `-sandbox`: which system calls its own seccomp filter denies. Empty: no filter.
+    pub seccomp_sandbox: String,
     /// Lets the guest's kernel and QEMU say more.
     pub debug: bool,
     /// The limit from the spawn to the first answer of QEMU's monitor.
@@ -103,7 +103,7 @@ impl Default for QemuOptions {
             accelerator: Accelerator::default(),
             cpu_features: String::new(),
             stockade_exe: "/proc/self/exe".into(),
-            seccomp_sandbox: true,
+            seccomp_sandbox: "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
             debug: false,
             start_limit: Duration::from_secs(10),
             answer_limit: Duration::from_secs(5),

@@ -15,11 +15,21 @@ macro_rules! cases {
     ($($name:ident)*) => { &[$((stringify!($name), $name as fn())),*] };
 }
 
+/// The name of all cases together, as one test of cargo-nextest.
+const TOGETHER: &str = "agent_calls";
+
 /// The cases run in order in one process: they share an agent, and one sandbox cannot be in two states.
 fn main() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+    // What cargo-nextest asks a test program: its tests, and those of them that are ignored.
+    if std::env::args().any(|argument| argument == "--list") {
+        if !std::env::args().any(|argument| argument == "--ignored") {
+            println!("{TOGETHER}: test");
+        }
         return;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("these tests make containers: they need root");
+        std::process::exit(1);
     }
     let all: &[Case] = cases! {
         the_agent_answers_health_and_version
@@ -46,7 +56,9 @@ fn main() {
         unimplemented_calls_say_so
         destroying_the_sandbox_ends_the_agent
     };
-    let wanted = std::env::args().nth(1).filter(|word| !word.starts_with('-')).unwrap_or_default();
+    let wanted = std::env::args().skip_while(|word| word != "--exact").nth(1).or_else(|| std::env::args().nth(1));
+    let wanted = wanted.filter(|word| !word.starts_with('-') && word != TOGETHER);
+    let wanted = wanted.unwrap_or_default();
     let mut failed = 0;
     for (name, case) in all.iter().filter(|(name, _)| name.contains(&wanted)) {
         let began = Instant::now();

@@ -1,11 +1,8 @@
 //! Reaching the agent through the machine's hybrid vsock socket.
 
 use crate::error::{ErrorKind, OpError};
-use std::io;
-use std::path::Path;
 use std::time::Duration;
-use stockade_hypervisor::AgentChannel;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use stockade_hypervisor::{AgentChannel, hybrid_vsock};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
@@ -13,9 +10,6 @@ use tokio::time::Instant;
 pub const AGENT_PORT: u32 = 1024;
 /// The vsock port of the agent's log (Kata's contract).
 pub const LOG_PORT: u32 = 1025;
-
-/// The longest answer to CONNECT: "OK 4294967295\n".
-const LONGEST_ANSWER: usize = 32;
 
 /// Connects to `port` in the guest; tries again every `step` until `limit` has passed, for a guest that boots refuses.
 ///
@@ -25,7 +19,7 @@ pub async fn dial(channel: &AgentChannel, port: u32, step: Duration, limit: Dura
     let AgentChannel::HybridVsock(socket) = channel;
     let deadline = Instant::now() + limit;
     loop {
-        let attempt = tokio::time::timeout_at(deadline, connect_once(socket, port)).await;
+        let attempt = tokio::time::timeout_at(deadline, hybrid_vsock::connect(socket, port)).await;
         let refusal = match attempt {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => error.to_string(),
@@ -39,48 +33,10 @@ pub async fn dial(channel: &AgentChannel, port: u32, step: Duration, limit: Dura
     }
 }
 
-async fn connect_once(socket: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = connect_unix(socket).await?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-    let mut answer = Vec::with_capacity(LONGEST_ANSWER);
-    loop {
-        // Byte by byte: what follows the line belongs to the agent's protocol.
-        let byte = match stream.read_u8().await {
-            Ok(byte) => byte,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "connection refused by the guest"));
-            }
-            Err(error) => return Err(error),
-        };
-        if byte == b'\n' {
-            break;
-        }
-        answer.push(byte);
-        if answer.len() > LONGEST_ANSWER {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer to CONNECT is too long"));
-        }
-    }
-    if answer.starts_with(b"OK ") {
-        Ok(stream)
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, "the answer to CONNECT is not OK"))
-    }
-}
-
-/// Connects to a Unix socket whose path may be longer than `sun_path`'s 108 bytes.
-pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    use std::os::fd::AsRawFd;
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return UnixStream::connect(path).await;
-    };
-    let directory = std::fs::File::open(directory)?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    UnixStream::connect(short).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
     #[tokio::test]

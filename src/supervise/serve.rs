@@ -18,12 +18,13 @@ use crate::storage::private_mount_namespace;
 use actix::Actor;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use stockade_hypervisor::hybrid_vsock;
 use tokio::sync::watch;
 use tracing::Level;
 
@@ -78,7 +79,8 @@ fn prepare(startup: &Startup, store: &Store) -> Result<(PathBuf, UnixListener), 
         log::start(&log_path, startup.log_format, level, &startup.sandbox)
             .map_err(|error| OpError::internal(format!("cannot log to {}", log_path.display()), error))?;
         let socket = store.api_socket(&startup.sandbox);
-        bind(&socket).map_err(|error| OpError::internal(format!("cannot listen on {}", socket.display()), error))
+        // The directory is 0700, so root alone gets in.
+        hybrid_vsock::bind(&socket).map_err(|error| OpError::internal(format!("cannot listen on {}", socket.display()), error))
     })();
     match prepared {
         Ok(listener) => Ok((directory, listener)),
@@ -102,15 +104,6 @@ fn level(startup: &Startup) -> Level {
         LogLevel::Warn => Level::WARN,
         LogLevel::Error => Level::ERROR,
     }
-}
-
-/// Listens on a path that may be longer than `sun_path`'s 108 bytes. The directory is 0700, so root alone gets in.
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return UnixListener::bind(path);
-    };
-    let directory = File::open(directory)?;
-    UnixListener::bind(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
 }
 
 fn serve(startup: Startup, store: &Store, listener: UnixListener, backends: Arc<dyn Backends>) {

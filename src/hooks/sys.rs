@@ -81,6 +81,8 @@ fn become_keeper(vectors: &Vectors, descriptors: Descriptors) -> io::Result<()> 
             // The supervisor waits for the keeper when the start failed, and the keeper for the supervisor.
             // SAFETY: system calls without memory of ours; the parent is the keeper for certain.
             unsafe {
+                // The keeper's end would be ours too, before std has told the error.
+                libc::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0);
                 if libc::getppid() == keeper {
                     libc::kill(keeper, libc::SIGKILL);
                 }

@@ -1,0 +1,14 @@
+//! The built-in virtual machine monitor: KVM, virtio-mmio devices, and nothing else.
+//!
+//! ```text
+//!   supervisor                             │ stockade vmm (jailed, one per machine)
+//!   backend: the Hypervisor trait ─ control ─▶ vmm ─▶ machine ─▶ vm, vcpu, loader, acpi
+//!                                          │              └──▶ bus ─▶ virtio (mmio) ─▶ devices
+//! ```
+//! - [`virtio`]: what a device is, its transport, and the threads that serve it;
+//! - [`bus`]: who answers at which guest-physical address;
+//! - [`memory`]: the guest's memory.
+
+pub mod bus;
+pub mod memory;
+pub mod virtio;

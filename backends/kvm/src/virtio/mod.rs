@@ -1,0 +1,180 @@
+//! Virtio devices, apart from the transport that the guest finds them by.
+//!
+//! ```text
+//!                 DRIVER_OK: activate
+//!   VirtioDevice ─────────────────────▶ Box<dyn Worker> ─▶ a thread's event loop
+//!   (configuration  ◀─────────────────   (the queues)
+//!    space, features)    reset, pause: stop
+//! ```
+//! A device has two halves. The front, [`VirtioDevice`], answers what vCPU threads ask of its registers. Activation
+//! makes the other, a [`Worker`], which owns the queues and is run by an event loop of a device thread. Pausing a machine,
+//! saving it and resetting the device all stop the worker, which gives the queues back; resuming activates the device
+//! with the same queues again. So what is not in the queues' state or in the device's own [saved state](VirtioDevice::save)
+//! may not matter.
+//!
+//! Nothing that a guest writes into its queues or registers makes a device panic, touch memory other than the guest's,
+//! or loop without end. A request that makes no sense is answered with the device's error and counted; when the queue
+//! itself makes no sense the worker returns [`DeviceError`], and the transport sets DEVICE_NEEDS_RESET and says so once.
+
+use crate::memory::GuestMemory;
+use std::fmt;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The number of a kind of device (virtio 1.2, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum DeviceKind {
+    Net = 1,
+    Block = 2,
+    Entropy = 4,
+    Balloon = 5,
+    Vsock = 19,
+    Mem = 24,
+    Fs = 26,
+}
+
+/// Why a device can serve its guest no longer: the guest has broken its queues, or the host failed it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The guest's queue is not usable.
+    #[error("queue {queue} of the guest is broken: {problem}")]
+    Queue {
+        /// Its index.
+        queue: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A call on the host failed.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Tells the guest's driver that there is something to see.
+pub trait Interrupt: Send + Sync + fmt::Debug {
+    /// The device has used buffers of the queue `index`. The caller has asked the queue whether the guest wants to know.
+    fn queue(&self, index: usize);
+
+    /// The configuration space has changed; the transport counts its generation up before the guest is told.
+    fn config(&self);
+}
+
+/// A queue that the driver has set up, and what tells that the guest has made buffers available in it.
+#[derive(Debug)]
+pub struct LiveQueue {
+    /// Its index in the device.
+    pub index: usize,
+    /// The rings; valid when the worker gets them.
+    pub queue: Queue,
+    /// Readable when the guest has notified the device. KVM writes it (ioeventfd).
+    pub kick: EventFd,
+}
+
+/// What a device is activated with.
+#[derive(Debug)]
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// The features that device and driver have agreed on.
+    pub features: u64,
+    /// The queues that the driver has enabled, by index, ascending; may be fewer than the device has.
+    pub queues: Vec<LiveQueue>,
+    /// How the guest is told.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+/// The front of a device: its identity, features and configuration space.
+pub trait VirtioDevice: Send + fmt::Debug {
+    /// What it is.
+    fn kind(&self) -> DeviceKind;
+
+    /// The feature bits that it offers. Includes VIRTIO_F_VERSION_1; ring features as its worker can do them.
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue, powers of two; the length is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads the configuration space at `offset`. What is beyond its end stays as it is (zero).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space at `offset`; what cannot be written is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// The driver is ready, or the machine goes on. The loop tells the worker of each queue once when it begins, so that
+    /// requests which are in the queues already are found. What a later activation needs again (a file, a socket) is
+    /// shared between front and worker.
+    ///
+    /// # Errors
+    /// It cannot be served; the transport then sets DEVICE_NEEDS_RESET.
+    fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, DeviceError>;
+
+    /// The driver has reset the device: back to how it was made. Its worker has been stopped before.
+    fn reset(&mut self) {}
+
+    /// The state that configuration and queues do not tell, for a snapshot, when no worker runs. Versioned by the device.
+    fn save(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Takes on what [`save`](VirtioDevice::save) gave, before the first activation.
+    ///
+    /// # Errors
+    /// It is not of this device or version; in words.
+    fn restore(&mut self, state: &serde_json::Value) -> Result<(), String> {
+        if state.is_null() { Ok(()) } else { Err("this device has no state".to_owned()) }
+    }
+
+    /// The name of the event loop that shall run its worker. Devices of the same name share a thread; those that move data
+    /// have one of their own.
+    fn thread(&self) -> &'static str {
+        "devices"
+    }
+}
+
+/// What happened to something that a worker watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The guest has notified the queue of this index; the loop has read the event descriptor.
+    Queue(usize),
+    /// The descriptor of this token (see [`Worker::sources`]) is ready.
+    Source(u32),
+}
+
+/// A descriptor that a worker watches beside its queues, level-triggered.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// The descriptor; stays open as long as it is watched.
+    pub fd: RawFd,
+    /// Told back in [`Event::Source`].
+    pub token: u32,
+    /// Wait for input.
+    pub read: bool,
+    /// Wait for room for output.
+    pub write: bool,
+}
+
+/// The half of a device that serves its queues, on a device thread.
+pub trait Worker: Send + fmt::Debug {
+    /// What to watch beside the queues. Asked anew after each event, so that interest may change.
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    /// Serves an event. Must come back soon: other devices and the order to stop wait for it.
+    ///
+    /// # Errors
+    /// The device can go on no longer.
+    fn handle(&mut self, event: Event) -> Result<(), DeviceError>;
+
+    /// The queues, as far as they are served: nothing that was taken from them is still under way (or it is finished now).
+    fn stop(self: Box<Self>) -> Vec<LiveQueue>;
+}

@@ -1,0 +1,104 @@
+//! What happens to a machine by itself.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// How the guest has asked for a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum ResetCause {
+    /// By the reset register that ACPI tells of.
+    Register,
+    /// By the keyboard controller's reset line.
+    KeyboardController,
+    /// By an exception that cannot be delivered (a triple fault): on purpose (`reboot=t`), or because it crashed.
+    TripleFault,
+}
+
+/// What has happened. After any of these but [`MachineEvent::Panic`] no vCPU runs any more.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum MachineEvent {
+    /// The guest has powered off.
+    Shutdown,
+    /// The guest wants to be reset.
+    Reset(ResetCause),
+    /// The guest's kernel said on its console that it panics. It may still run, or hang; usually a reset follows.
+    Panic,
+    /// The machine cannot go on.
+    Failed(String),
+}
+
+/// The most events that wait; a guest can make few of them, so more than these tell nothing new.
+const LIMIT: usize = 16;
+
+/// The queue of events and the descriptor that tells of them.
+#[derive(Debug, Clone)]
+pub struct Events {
+    queue: Arc<Mutex<VecDeque<MachineEvent>>>,
+    ready: Arc<EventFd>,
+}
+
+impl Events {
+    /// An empty queue.
+    ///
+    /// # Errors
+    /// The kernel has no descriptor to give.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { queue: Arc::default(), ready: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) })
+    }
+
+    pub(crate) fn push(&self, event: MachineEvent) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() < LIMIT {
+            queue.push_back(event);
+        }
+        // Fails only when the counter is full, and then the descriptor is readable already.
+        let _ = self.ready.write(1);
+    }
+
+    /// The oldest event that has not been taken. Clears the descriptor once none is left.
+    pub fn take(&self) -> Option<MachineEvent> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = queue.pop_front();
+        if queue.is_empty() {
+            let _ = self.ready.read();
+        }
+        event
+    }
+}
+
+impl AsRawFd for Events {
+    /// Readable while an event waits.
+    fn as_raw_fd(&self) -> RawFd {
+        self.ready.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_out_in_their_order_and_then_the_descriptor_is_quiet() {
+        let events = Events::new().unwrap();
+        events.push(MachineEvent::Panic);
+        events.push(MachineEvent::Reset(ResetCause::TripleFault));
+        assert_eq!(events.take(), Some(MachineEvent::Panic));
+        assert_eq!(events.ready.read().unwrap(), 2);
+        assert_eq!(events.take(), Some(MachineEvent::Reset(ResetCause::TripleFault)));
+        assert_eq!(events.take(), None);
+        assert!(events.ready.read().is_err(), "nothing is left to read");
+    }
+
+    #[test]
+    fn more_events_than_anyone_reads_are_dropped() {
+        let events = Events::new().unwrap();
+        for _ in 0..100 {
+            events.push(MachineEvent::Panic);
+        }
+        assert_eq!(std::iter::from_fn(|| events.take()).count(), LIMIT);
+    }
+}

@@ -7,10 +7,12 @@
 //! ```
 //! - [`machine`]: the assembly, and what a process does with it;
 //! - [`virtio`]: what a device is, its transport, and the threads that serve it;
+//! - [`devices`]: the devices, a folder each;
 //! - [`bus`]: who answers at which guest-physical address;
 //! - [`memory`]: the guest's memory.
 
 pub mod bus;
+pub mod devices;
 pub mod machine;
 pub mod memory;
 pub mod virtio;

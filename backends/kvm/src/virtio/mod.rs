@@ -13,15 +13,40 @@
 //! may not matter.
 //!
 //! Nothing that a guest writes into its queues or registers makes a device panic, touch memory other than the guest's,
-//! or loop without end. A request that makes no sense is answered with the device's error and counted; when the queue
-//! itself makes no sense the worker returns [`DeviceError`], and the transport sets DEVICE_NEEDS_RESET and says so once.
+//! or loop without end. A request that makes no sense is answered with the device's error and [counted](Counters); when
+//! the queue itself makes no sense the worker returns [`DeviceError`], and the transport sets DEVICE_NEEDS_RESET and says
+//! so once.
+//!
+//! - [`queue`]: a queue that the driver has set up, and how it is served within bounds;
+//! - [`threads`]: the threads that device code runs on.
+
+mod counters;
+pub mod queue;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod threads;
+
+pub use counters::{Counters, Counts};
+pub use queue::LiveQueue;
+pub use threads::{ThreadKind, Threads};
 
 use crate::memory::GuestMemory;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use virtio_queue::Queue;
-use vmm_sys_util::eventfd::EventFd;
+
+/// The device follows virtio 1.0 or later; every device offers it and no driver gets along without it (virtio 1.2,
+/// section 6).
+pub const F_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+/// Queues may name tables of descriptors in descriptors.
+pub const F_INDIRECT_DESC: u64 = 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+
+/// Each side says after which entry it wants to be notified next.
+pub const F_EVENT_IDX: u64 = 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+/// What every device offers whose queues are served by [`LiveQueue`].
+pub const F_RING: u64 = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX;
 
 /// The number of a kind of device (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -64,19 +89,9 @@ pub trait Interrupt: Send + Sync + fmt::Debug {
     /// The device has used buffers of the queue `index`. The caller has asked the queue whether the guest wants to know.
     fn queue(&self, index: usize);
 
-    /// The configuration space has changed; the transport counts its generation up before the guest is told.
+    /// The configuration space has changed; the transport counts its generation up before the guest is told. At any
+    /// time: a driver that is not ready yet is told when it is.
     fn config(&self);
-}
-
-/// A queue that the driver has set up, and what tells that the guest has made buffers available in it.
-#[derive(Debug)]
-pub struct LiveQueue {
-    /// Its index in the device.
-    pub index: usize,
-    /// The rings; valid when the worker gets them.
-    pub queue: Queue,
-    /// Readable when the guest has notified the device. KVM writes it (ioeventfd).
-    pub kick: EventFd,
 }
 
 /// What a device is activated with.
@@ -90,6 +105,21 @@ pub struct Activation {
     pub queues: Vec<LiveQueue>,
     /// How the guest is told.
     pub interrupt: Arc<dyn Interrupt>,
+    /// Where the device counts; the same for all its activations.
+    pub counters: Arc<Counters>,
+}
+
+impl Activation {
+    /// Takes out the queue `index`, which the device cannot be without.
+    ///
+    /// # Errors
+    /// The driver has not enabled it.
+    pub fn take_queue(&mut self, index: usize) -> Result<LiveQueue, DeviceError> {
+        match self.queues.iter().position(|queue| queue.index == index) {
+            Some(place) => Ok(self.queues.remove(place)),
+            None => Err(DeviceError::Queue { queue: index, problem: "the driver has not enabled it".to_owned() }),
+        }
+    }
 }
 
 /// The front of a device: its identity, features and configuration space.
@@ -109,9 +139,16 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Writes the configuration space at `offset`; what cannot be written is ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]);
 
+    /// The device has been put into a slot. One that changes its configuration on its own keeps `interrupt` to say so.
+    fn attached(&mut self, interrupt: Arc<dyn Interrupt>) {
+        drop(interrupt);
+    }
+
     /// The driver is ready, or the machine goes on. The loop tells the worker of each queue once when it begins, so that
     /// requests which are in the queues already are found. What a later activation needs again (a file, a socket) is
     /// shared between front and worker.
+    ///
+    /// Called on a vCPU's thread, which may start no thread and open no file: what needs either is made with the device.
     ///
     /// # Errors
     /// It cannot be served; the transport then sets DEVICE_NEEDS_RESET.
@@ -133,10 +170,10 @@ pub trait VirtioDevice: Send + fmt::Debug {
         if state.is_null() { Ok(()) } else { Err("this device has no state".to_owned()) }
     }
 
-    /// The name of the event loop that shall run its worker. Devices of the same name share a thread; those that move data
-    /// have one of their own.
-    fn thread(&self) -> &'static str {
-        "devices"
+    /// The kind of thread whose event loop runs its worker. Devices of [`ThreadKind::Devices`] share one; of the others,
+    /// which move data, each has one of its own.
+    fn thread(&self) -> ThreadKind {
+        ThreadKind::Devices
     }
 }
 
@@ -145,14 +182,15 @@ pub trait VirtioDevice: Send + fmt::Debug {
 pub enum Event {
     /// The guest has notified the queue of this index; the loop has read the event descriptor.
     Queue(usize),
-    /// The descriptor of this token (see [`Worker::sources`]) is ready.
+    /// The descriptor of this token (see [`Worker::sources`]) is ready, or has an error or hang-up to be read.
     Source(u32),
 }
 
-/// A descriptor that a worker watches beside its queues, level-triggered.
-#[derive(Debug, Clone, Copy)]
+/// A descriptor that a worker watches beside its queues, level-triggered. One that waits for neither direction is not
+/// watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
-    /// The descriptor; stays open as long as it is watched.
+    /// The descriptor; stays open as long as it is watched, and is in the list once.
     pub fd: RawFd,
     /// Told back in [`Event::Source`].
     pub token: u32,
@@ -176,5 +214,6 @@ pub trait Worker: Send + fmt::Debug {
     fn handle(&mut self, event: Event) -> Result<(), DeviceError>;
 
     /// The queues, as far as they are served: nothing that was taken from them is still under way (or it is finished now).
+    /// Called after an error too.
     fn stop(self: Box<Self>) -> Vec<LiveQueue>;
 }

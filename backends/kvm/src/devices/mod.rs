@@ -1,0 +1,1 @@
+//! The virtio devices, a folder each.

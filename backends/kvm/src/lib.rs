@@ -7,12 +7,14 @@
 //! ```
 //! - [`machine`]: what a machine is asked for and what it tells;
 //! - [`virtio`]: what a device is, its transport, and the threads that serve it;
+//! - [`devices`]: the devices, a folder each;
 //! - [`bus`]: who answers at which guest-physical address;
 //! - [`memory`]: the guest's memory;
 //! - [`control`]: how the supervisor talks to the process.
 
 pub mod bus;
 pub mod control;
+pub mod devices;
 pub mod machine;
 pub mod memory;
 mod sys;

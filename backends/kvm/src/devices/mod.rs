@@ -1,1 +1,13 @@
-//! The virtio devices, a folder each.
+//! The virtio devices, a folder each: what a guest's driver asks, and what the host does about it.
+//!
+//! | device | on the host |
+//! |---|---|
+//! | [`fs`] | a directory |
+//! | [`vsock`] | Unix sockets |
+
+pub mod fs;
+mod queue;
+mod space;
+#[cfg(test)]
+mod testing;
+pub mod vsock;

@@ -21,18 +21,12 @@ fn field(fields: &[u64], number: usize) -> io::Result<u64> {
 }
 
 /// When the process started, in clock ticks since boot.
-///
-/// # Errors
-/// There is no such process.
-pub fn start_time(pid: i32) -> io::Result<u64> {
+pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
     field(&fields(pid)?, 22)
 }
 
 /// CPU time so far, in milliseconds, and resident memory, in bytes.
-///
-/// # Errors
-/// There is no such process.
-pub fn usage(pid: i32) -> io::Result<(u64, u64)> {
+pub(crate) fn usage(pid: i32) -> io::Result<(u64, u64)> {
     let fields = fields(pid)?;
     let ticks = field(&fields, 14)?.saturating_add(field(&fields, 15)?);
     let tick_ms = u64::try_from(TICK.as_millis()).unwrap_or(10);

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use stockade_config::{Accelerator, Backend, Config, HypervisorChoice, MachineOptions};
-use stockade_qemu::probe::kvm_probe;
+use stockade_machine_process::probe::kvm_probe;
 
 /// How guest files come to be.
 const MAKE_GUEST: &str = "make them: stockade guest build";

@@ -52,8 +52,7 @@ impl Backends for BuiltIn {
                 reason: "[runtime] hypervisor = \"auto\": QEMU is the backend that this build has".into(),
             }),
             HypervisorChoice::Kvm => {
-                let what =
-                    "[runtime] hypervisor = \"kvm\": this build has no built-in KVM backend; use \"qemu\" or \"auto\"";
+                let what = "[runtime] hypervisor = \"kvm\": this build has no built-in KVM backend; use \"qemu\" or \"auto\"";
                 Err(OpError::new(ErrorKind::InvalidArgument, what))
             }
         }

@@ -242,8 +242,11 @@ async fn sandbox_steps(
     let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
     let reserved = runner.run(reserve, container_undo).await?;
     let stdio = runner.run(OpenStdio { names: request.stdio.clone() }, container_undo).await?;
-    let resolve =
-        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
+    let resolve = ResolveRootfs {
+        spec: bundle.spec.clone(),
+        bundle: request.bundle.clone(),
+        mounts: request.rootfs.clone(),
+    };
     let rootfs = runner.run(resolve, container_undo).await?;
     let factory = &config.factory;
     let ask = AskFactory {
@@ -334,8 +337,11 @@ async fn container_steps(
     let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
     let reserved = runner.run(reserve, undo).await?;
     let stdio = runner.run(OpenStdio { names: request.stdio.clone() }, undo).await?;
-    let resolve =
-        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
+    let resolve = ResolveRootfs {
+        spec: bundle.spec.clone(),
+        bundle: request.bundle.clone(),
+        mounts: request.rootfs.clone(),
+    };
     let rootfs = runner.run(resolve, undo).await?;
     in_guest(&sandbox, &request, &bundle, rootfs, runner, undo).await?;
     // The original runs a further container's hooks once it exists in the guest; their failure removes it.

@@ -10,3 +10,4 @@ mod v1;
 
 pub use launch::{LaunchError, enter, launch};
 pub use serve::run;
+

@@ -1,9 +1,9 @@
 //! The life of a supervisor.
 
-use super::log;
 use super::service::TaskService;
 use super::startup::{Startup, StartupAnswer};
 use super::v1::V1Service;
+use super::log;
 use crate::actors::factory::FactoryActor;
 use crate::actors::hook::HookActor;
 use crate::actors::network::NetworkActor;
@@ -80,8 +80,7 @@ fn prepare(startup: &Startup, store: &Store) -> Result<(PathBuf, UnixListener), 
             .map_err(|error| OpError::internal(format!("cannot log to {}", log_path.display()), error))?;
         let socket = store.api_socket(&startup.sandbox);
         // The directory is 0700, so root alone gets in.
-        hybrid_vsock::bind(&socket)
-            .map_err(|error| OpError::internal(format!("cannot listen on {}", socket.display()), error))
+        hybrid_vsock::bind(&socket).map_err(|error| OpError::internal(format!("cannot listen on {}", socket.display()), error))
     })();
     match prepared {
         Ok(listener) => Ok((directory, listener)),

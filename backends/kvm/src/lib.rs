@@ -5,14 +5,17 @@
 //!   backend: the Hypervisor trait ─ control ─▶ vmm ─▶ machine ─▶ vm, vcpu, loader, acpi
 //!                                          │              └──▶ bus ─▶ virtio (mmio) ─▶ devices
 //! ```
-//! - [`machine`]: the assembly, and what a process does with it;
+//! - [`machine`]: what a machine is asked for and what it tells;
 //! - [`virtio`]: what a device is, its transport, and the threads that serve it;
 //! - [`devices`]: the devices, a folder each;
 //! - [`bus`]: who answers at which guest-physical address;
-//! - [`memory`]: the guest's memory.
+//! - [`memory`]: the guest's memory;
+//! - [`control`]: how the supervisor talks to the process.
 
 pub mod bus;
+pub mod control;
 pub mod devices;
 pub mod machine;
 pub mod memory;
+mod sys;
 pub mod virtio;

@@ -1,10 +1,10 @@
 //! How a machine ended: which of its processes went first, and what that means.
 
-use crate::process::{Ended, Process};
 use crate::qmp::{Reason, Seen};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use stockade_hypervisor::{ExitCause, ProcessRole};
+use stockade_machine_process::process::{Ended, Process};
 use tokio::sync::watch;
 use tokio::time::timeout;
 

@@ -8,11 +8,9 @@
 //! ```
 
 use crate::command_line::{self, DiskPart, FsPart, NetPart, Parts};
-use crate::console::{Console, create_log};
 use crate::devices::Device;
 use crate::exit::{self, Processes, Stopping};
 use crate::options::{Acceleration, QemuOptions};
-use crate::process::{Ended, Launch, Process, SpawnError};
 use crate::qmp::{Client, Seen};
 use std::fs::File;
 use std::io;
@@ -28,6 +26,8 @@ use stockade_devices::vhost_user::{FsArgs, VhostUserArgs, VsockArgs};
 use stockade_hypervisor::{
     BootSource, DeviceConfig, ExitCause, HypervisorError, Operation, ProcessRole, ShareCache, VmConfig, hybrid_vsock,
 };
+use stockade_machine_process::console::{Console, create_log};
+use stockade_machine_process::process::{Ended, Launch, Process, SpawnError};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -210,16 +210,21 @@ fn plan(
     let hypervisor = Launch {
         role: ProcessRole::Hypervisor,
         program: binary,
+        shown_as: None,
         args: command_line::build(options, &parts),
         keep: to_qemu.0,
         netns: config.netns.clone(),
+        pid_namespace: false,
     };
     let devices = Launch {
         role: ProcessRole::Devices,
         program: options.stockade_exe.clone(),
+        // Else a process list would show the link that this program starts itself by.
+        shown_as: Some("stockade"),
         args: std::iter::once("vhost-user".to_owned()).chain(args.to_args()).map(Into::into).collect(),
         keep: to_devices.0,
         netns: None,
+        pid_namespace: false,
     };
     Ok(Plan { hypervisor, devices, qmp, console, log, lifeline })
 }

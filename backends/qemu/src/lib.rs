@@ -1,23 +1,17 @@
 //! The QEMU backend: each machine is a `qemu-system-x86_64` process and a jailed `stockade vhost-user` process that
 //! serves its virtio-fs and vsock devices.
 //!
-//! - [`QemuBackend`] finds QEMU, decides between KVM and emulation by the [`probe`], and makes machines;
+//! - [`QemuBackend`] finds QEMU, decides between KVM and emulation by the [probe](stockade_machine_process::probe), and makes machines;
 //! - `machine` is the [`Hypervisor`](stockade_hypervisor::Hypervisor); `launch` starts it, `stop` ends it, `exit` says
 //!   how it ended, `devices` and `resize` change it while it runs;
-//! - `command_line` is a pure function; `qmp` talks to the monitor; `console` reads the guest's console;
-//! - `process` spawns, watches and reaps; `sys` and `probe::sys` hold all unsafe code.
-
-pub mod probe;
+//! - `command_line` is a pure function; `qmp` talks to the monitor; `sys` holds all unsafe code.
 
 mod command_line;
-mod console;
 mod devices;
 mod exit;
 mod launch;
 mod machine;
 mod options;
-mod proc_stat;
-mod process;
 mod qmp;
 mod resize;
 mod stop;
@@ -28,10 +22,10 @@ pub use machine::Qemu;
 pub use options::{Accelerator, MachineType, QemuOptions};
 
 use options::Acceleration;
-use probe::KvmProbe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stockade_hypervisor::{Capabilities, HypervisorError};
+use stockade_machine_process::probe::KvmProbe;
 use tsc::TscSample;
 
 /// The backend's name in the configuration.
@@ -49,7 +43,7 @@ pub struct QemuBackend {
 
 impl QemuBackend {
     /// Finds QEMU and probes KVM, unless the configuration asks for emulation. Blocks for about a millisecond, at worst
-    /// for [`probe::LIMIT`].
+    /// for [`LIMIT`](stockade_machine_process::probe::LIMIT).
     ///
     /// # Errors
     /// [`HypervisorError::Config`] when QEMU is missing, or KVM is asked for and cannot run stock guests.

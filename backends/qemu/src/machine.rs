@@ -5,7 +5,6 @@ use crate::devices::{self, Device, Plug, Table};
 use crate::exit::{self, Processes, Stopping};
 use crate::launch::{self, Host, Launched, SOCKET};
 use crate::options::{Acceleration, MachineType, QemuOptions};
-use crate::proc_stat;
 use crate::qmp::Client;
 use crate::resize::{self, Added};
 use crate::tsc::TscSample;
@@ -20,6 +19,7 @@ use stockade_hypervisor::{
     AgentChannel, BootSource, Capabilities, DeviceConfig, DeviceId, ExitCause, Hypervisor, HypervisorError, MiB,
     Operation, ResizeRequest, Resized, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
 };
+use stockade_machine_process::usage;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -561,9 +561,9 @@ impl Hypervisor for Qemu {
             VmMetrics { vcpus: present.vcpus, memory_bytes: present.memory.bytes(), ..VmMetrics::default() };
         for process in [&running.processes.hypervisor, &running.processes.devices] {
             let pid = process.pid();
-            let usage = proc_stat::usage(pid)
-                .map_err(|e| HypervisorError::host(operation, format!("read /proc/{pid}/stat"), e));
-            match usage {
+            let used =
+                usage::usage(pid).map_err(|e| HypervisorError::host(operation, format!("read /proc/{pid}/stat"), e));
+            match used {
                 Ok((cpu_ms, resident)) => {
                     metrics.cpu_ms = metrics.cpu_ms.saturating_add(cpu_ms);
                     metrics.resident_bytes = metrics.resident_bytes.saturating_add(resident);

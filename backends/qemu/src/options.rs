@@ -1,9 +1,9 @@
 //! What the configuration says of QEMU.
 
-use crate::probe::{self, KvmProbe};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stockade_hypervisor::HypervisorError;
+use stockade_machine_process::probe::{self, KvmProbe};
 
 /// The board that QEMU emulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

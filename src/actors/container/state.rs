@@ -76,10 +76,11 @@ pub enum Verdict {
 pub fn verdict(id: &str, state: ContainerState, request: Request) -> Verdict {
     use ContainerState as S;
     use Request as R;
-    let deny =
-        |what: &str| Verdict::Deny(OpError::new(ErrorKind::FailedPrecondition, format!("container {id} {what}")));
+    let deny = |what: &str| Verdict::Deny(OpError::new(ErrorKind::FailedPrecondition, format!("container {id} {what}")));
     match (state, request) {
-        (S::Gone, _) => Verdict::Deny(OpError::new(ErrorKind::NotFound, format!("container {id} does not exist"))),
+        (S::Gone, _) => {
+            Verdict::Deny(OpError::new(ErrorKind::NotFound, format!("container {id} does not exist")))
+        }
 
         (S::Creating, R::Signal { .. } | R::Delete) => Verdict::Cancel,
         (S::Creating, _) => deny("is still being created"),
@@ -124,9 +125,7 @@ mod tests {
     #[test]
     fn a_container_is_started_once() {
         assert!(accepts(ContainerState::Created, Request::Start));
-        for state in
-            [ContainerState::Running, ContainerState::Paused, ContainerState::Stopped, ContainerState::Creating]
-        {
+        for state in [ContainerState::Running, ContainerState::Paused, ContainerState::Stopped, ContainerState::Creating] {
             assert!(!accepts(state, Request::Start), "{state:?}");
         }
     }

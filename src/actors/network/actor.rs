@@ -26,8 +26,7 @@ impl NetworkActor {
             return Err(OpError::new(ErrorKind::FailedPrecondition, "the sandbox has a network namespace already"));
         }
         let path = request.path.filter(|path| !path.as_os_str().is_empty());
-        let failed =
-            |error| OpError::because(ErrorKind::InvalidArgument, "cannot prepare the network namespace", error);
+        let failed = |error| OpError::because(ErrorKind::InvalidArgument, "cannot prepare the network namespace", error);
         let netns = match path {
             _ if self.disabled => SandboxNetns { descriptor: None, ours: false },
             Some(path) => {

@@ -21,12 +21,18 @@ fn field(fields: &[u64], number: usize) -> io::Result<u64> {
 }
 
 /// When the process started, in clock ticks since boot.
-pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+///
+/// # Errors
+/// There is no such process.
+pub fn start_time(pid: i32) -> io::Result<u64> {
     field(&fields(pid)?, 22)
 }
 
 /// CPU time so far, in milliseconds, and resident memory, in bytes.
-pub(crate) fn usage(pid: i32) -> io::Result<(u64, u64)> {
+///
+/// # Errors
+/// There is no such process.
+pub fn usage(pid: i32) -> io::Result<(u64, u64)> {
     let fields = fields(pid)?;
     let ticks = field(&fields, 14)?.saturating_add(field(&fields, 15)?);
     let tick_ms = u64::try_from(TICK.as_millis()).unwrap_or(10);

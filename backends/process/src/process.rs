@@ -2,6 +2,7 @@
 
 use crate::sys::{self, ChildSetup, Stage};
 use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -26,25 +27,36 @@ const TAIL_WAIT: Duration = Duration::from_millis(200);
 
 /// A process to start.
 #[derive(Debug)]
-pub(crate) struct Launch {
-    pub(crate) role: ProcessRole,
-    pub(crate) program: PathBuf,
-    pub(crate) args: Vec<OsString>,
+pub struct Launch {
+    /// What it is in the machine.
+    pub role: ProcessRole,
+    /// The program: an absolute path.
+    pub program: PathBuf,
+    /// What a process list calls it, where that is not the program's path.
+    pub shown_as: Option<&'static str>,
+    /// Its arguments.
+    pub args: Vec<OsString>,
     /// Passed on under the same numbers, closed here after the spawn.
-    pub(crate) keep: Vec<Arc<OwnedFd>>,
-    pub(crate) netns: Option<Arc<OwnedFd>>,
+    pub keep: Vec<Arc<OwnedFd>>,
+    /// The network namespace that it begins in; `None`: the caller's.
+    pub netns: Option<Arc<OwnedFd>>,
+    /// Begins as process 1 of a PID namespace of its own. Signals that it has no handler for do nothing to it then, but
+    /// for SIGKILL.
+    pub pid_namespace: bool,
 }
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub enum Ended {
+    /// This signal killed it.
     Signal(i32),
+    /// It ended by itself with this status; and the end of its output, control characters replaced.
     Status(i32, String),
 }
 
 impl Ended {
     /// The same as a machine's exit.
-    pub(crate) fn cause(&self, process: ProcessRole) -> ExitCause {
+    pub fn cause(&self, process: ProcessRole) -> ExitCause {
         match self {
             Self::Signal(signal) => ExitCause::Signal { process, signal: *signal },
             Self::Status(status, message) => ExitCause::Status { process, status: *status, message: message.clone() },
@@ -55,15 +67,17 @@ impl Ended {
 /// A process that could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
-pub(crate) struct SpawnError {
-    pub(crate) what: String,
+pub struct SpawnError {
+    /// The step that failed, with the program's name.
+    pub what: String,
+    /// The kernel's answer.
     #[source]
-    pub(crate) source: io::Error,
+    pub source: io::Error,
 }
 
 /// A running or ended child. Dropping it kills the child; it is reaped in any case.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     role: ProcessRole,
     pid: i32,
     start_time: u64,
@@ -87,7 +101,7 @@ fn on_spawner(job: Job) -> io::Result<()> {
                 }
             };
             // When two threads come here at once, the loser's channel closes and its thread ends without a job.
-            std::thread::Builder::new().name("qemu-spawn".to_owned()).spawn(run)?;
+            std::thread::Builder::new().name("machine-spawn".to_owned()).spawn(run)?;
             SPAWNER.get_or_init(|| Mutex::new(sender))
         }
     };
@@ -114,21 +128,26 @@ fn spawn(launch: &Launch) -> Result<Spawned, SpawnError> {
         .map_err(fail("make a pipe for"))?;
     let second = writer.try_clone().map_err(fail("make a pipe for"))?;
     let mut command = Command::new(&launch.program);
-    if launch.role == ProcessRole::Devices {
-        // Else a process list would show the link that this program starts itself by.
-        command.arg0("stockade");
+    if let Some(name) = launch.shown_as {
+        command.arg0(name);
     }
     command.args(&launch.args).stdin(Stdio::null()).stdout(writer).stderr(second);
     // Nothing of the supervisor's environment is the child's business, LD_PRELOAD and friends least of all.
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
+    let parent = sys::pidfd_open(nix::unistd::getpid().as_raw()).map_err(fail("open the parent's descriptor for"))?;
     ChildSetup {
         keep: launch.keep.iter().map(|fd| fd.as_raw_fd()).collect(),
         netns: launch.netns.as_ref().map(|fd| fd.as_raw_fd()),
-        parent: nix::unistd::getpid().as_raw(),
+        parent: parent.as_raw_fd(),
         stage: stage.as_raw_fd(),
     }
     .install(&mut command);
-    let child = match command.spawn() {
+    let spawned = if launch.pid_namespace {
+        in_new_pid_namespace(|| command.spawn()).map_err(fail("make a PID namespace for"))?
+    } else {
+        command.spawn()
+    };
+    let child = match spawned {
         Ok(child) => child,
         Err(source) => {
             let mut told = [0; 8];
@@ -149,9 +168,21 @@ fn spawn(launch: &Launch) -> Result<Spawned, SpawnError> {
     Ok(Spawned { pid, pidfd, output })
 }
 
+/// Calls `spawn` so that the child is the first of a PID namespace of its own. The calling thread has no child in another
+/// namespace afterwards; nothing else may be created by it meanwhile.
+fn in_new_pid_namespace<T>(spawn: impl FnOnce() -> T) -> io::Result<T> {
+    let own = File::open("/proc/thread-self/ns/pid")?;
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    let spawned = spawn();
+    // Cannot fail for the namespace that the thread itself is in; a child made in spite of that would be refused by the
+    // kernel, since its namespace has lost its first process by then.
+    setns(own, CloneFlags::CLONE_NEWPID)?;
+    Ok(spawned)
+}
+
 impl Process {
     /// Starts the process. Its output is read and its end awaited by tasks of the current runtime.
-    pub(crate) async fn launch(launch: Launch) -> Result<Self, SpawnError> {
+    pub async fn launch(launch: Launch) -> Result<Self, SpawnError> {
         let role = launch.role;
         let program = launch.program.clone();
         let (answer, spawned) = oneshot::channel();
@@ -165,7 +196,7 @@ impl Process {
         }))
         .map_err(lost)?;
         let spawned = spawned.await.map_err(|e| lost(io::Error::other(e)))??;
-        let start_time = crate::proc_stat::start_time(spawned.pid).unwrap_or(0);
+        let start_time = crate::usage::start_time(spawned.pid).unwrap_or(0);
         let pidfd = Arc::new(spawned.pidfd);
         let (sender, ended) = watch::channel(None);
         let process = Self { role, pid: spawned.pid, start_time, pidfd: Arc::clone(&pidfd), ended };
@@ -175,16 +206,18 @@ impl Process {
         Ok(process)
     }
 
-    pub(crate) fn pid(&self) -> i32 {
+    /// Its process id, in the caller's PID namespace.
+    pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    pub(crate) fn describe(&self) -> VmProcess {
+    /// The process as the trait tells it.
+    pub fn describe(&self) -> VmProcess {
         VmProcess { role: self.role, pid: self.pid, start_time: self.start_time }
     }
 
     /// Sends a signal; nothing happens when the process has ended.
-    pub(crate) fn signal(&self, signal: i32) {
+    pub fn signal(&self, signal: i32) {
         if let Err(e) = sys::pidfd_send_signal(self.pidfd.as_fd(), signal)
             && e.raw_os_error() != Some(libc::ESRCH)
         {
@@ -193,7 +226,7 @@ impl Process {
     }
 
     /// Waits until the process has ended and is reaped.
-    pub(crate) async fn ended(&self) -> Ended {
+    pub async fn ended(&self) -> Ended {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
             Ok(Some(ended)) => ended,
@@ -203,7 +236,7 @@ impl Process {
     }
 
     /// How it ended, if it has.
-    pub(crate) fn has_ended(&self) -> Option<Ended> {
+    pub fn has_ended(&self) -> Option<Ended> {
         self.ended.borrow().clone()
     }
 }
@@ -290,9 +323,11 @@ mod tests {
         Launch {
             role: ProcessRole::Hypervisor,
             program: "/bin/sh".into(),
+            shown_as: None,
             args: vec!["-c".into(), script.into()],
             keep: Vec::new(),
             netns: None,
+            pid_namespace: false,
         }
     }
 
@@ -318,6 +353,21 @@ mod tests {
         let process = Process::launch(shell("sleep 5 & exit 0")).await.unwrap();
         let ended = tokio::time::timeout(Duration::from_secs(2), process.ended()).await.unwrap();
         assert_eq!(ended, Ended::Status(0, String::new()));
+    }
+
+    #[tokio::test]
+    async fn a_process_of_its_own_pid_namespace_is_the_first_and_dies_by_sigkill_alone() {
+        let launch = |script| Launch { pid_namespace: true, ..shell(script) };
+        let first = Process::launch(launch("exit $$")).await.unwrap();
+        assert_eq!(first.ended().await, Ended::Status(1, String::new()));
+        // The next one has a namespace of its own again, and one without is among the others.
+        let second = Process::launch(launch("sleep 100 & wait")).await.unwrap();
+        second.signal(libc::SIGTERM);
+        tokio::time::timeout(Duration::from_millis(100), second.ended()).await.unwrap_err();
+        second.signal(libc::SIGKILL);
+        assert_eq!(second.ended().await, Ended::Signal(libc::SIGKILL));
+        let other = Process::launch(shell("test $$ -ne 1")).await.unwrap();
+        assert_eq!(other.ended().await, Ended::Status(0, String::new()));
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ const LOG_LIMIT: usize = 1 << 20;
 const PANIC: &str = "Kernel panic - not syncing";
 
 /// Where the console's bytes go.
-pub(crate) struct Console {
+pub struct Console {
     sink: ConsoleSink,
     line: Vec<u8>,
     log: Option<File>,
@@ -27,12 +27,12 @@ pub(crate) struct Console {
 
 impl Console {
     /// `panicked` is set when the guest's kernel says that it panics.
-    pub(crate) fn new(sink: ConsoleSink, log: Option<File>, panicked: Arc<AtomicBool>) -> Self {
+    pub fn new(sink: ConsoleSink, log: Option<File>, panicked: Arc<AtomicBool>) -> Self {
         Self { sink, line: Vec::new(), log, log_left: LOG_LIMIT, panicked }
     }
 
-    /// Reads until QEMU closes its end.
-    pub(crate) async fn read(mut self, mut stream: UnixStream) {
+    /// Reads until the other end is closed.
+    pub async fn read(mut self, mut stream: UnixStream) {
         let mut buffer = vec![0; LINE_LIMIT];
         while let Ok(count @ 1..) = stream.read(&mut buffer).await {
             self.take(buffer.get(..count).unwrap_or_default());
@@ -84,8 +84,17 @@ impl Console {
     }
 }
 
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Console").field("log_left", &self.log_left).finish_non_exhaustive()
+    }
+}
+
 /// Makes the log file, readable by its owner alone.
-pub(crate) fn create_log(path: &Path) -> std::io::Result<File> {
+///
+/// # Errors
+/// It cannot be made.
+pub fn create_log(path: &Path) -> std::io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }

@@ -1,0 +1,14 @@
+//! What every machine that is a host process needs, whichever monitor runs in it.
+//!
+//! - [`process`]: spawns it so that it dies with the supervisor, watches and reaps it, keeps its last words;
+//! - [`console`]: the guest's console, as lines and as a log file;
+//! - [`usage`]: what a process has used up;
+//! - [`probe`]: whether KVM can run a stock guest here.
+//!
+//! All unsafe code is in `sys` and `probe::sys`.
+
+pub mod console;
+pub mod probe;
+pub mod process;
+mod sys;
+pub mod usage;

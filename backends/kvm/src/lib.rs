@@ -10,11 +10,13 @@
 //! - [`devices`]: the devices, a folder each;
 //! - [`bus`]: who answers at which guest-physical address;
 //! - [`memory`]: the guest's memory;
-//! - [`control`]: how the supervisor talks to the process.
+//! - [`control`]: how the supervisor talks to the process;
+//! - [`jail`]: what the process gives up before the guest runs.
 
 pub mod bus;
 pub mod control;
 pub mod devices;
+pub mod jail;
 pub mod machine;
 pub mod memory;
 mod sys;

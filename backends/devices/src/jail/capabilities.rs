@@ -49,6 +49,12 @@ impl Capabilities {
 
 /// Drops all others from every set. The bounding set goes first, since dropping from it takes a capability itself.
 pub(super) fn keep_only(capabilities: Capabilities) -> Result<(), JailError> {
+    shrink_bounding_set(capabilities)?;
+    sys::set_capabilities(capabilities.mask()).map_err(call("drop capabilities"))
+}
+
+/// Drops all others from the bounding and the ambient set.
+pub(super) fn shrink_bounding_set(capabilities: Capabilities) -> Result<(), JailError> {
     let mask = capabilities.mask();
     for capability in (0..=LAST).filter(|capability| mask & (1 << capability) == 0) {
         let known = sys::drop_from_bounding_set(capability).map_err(call("shrink the capability bounding set"))?;
@@ -56,8 +62,7 @@ pub(super) fn keep_only(capabilities: Capabilities) -> Result<(), JailError> {
             break;
         }
     }
-    sys::clear_ambient_set().map_err(call("empty the ambient capability set"))?;
-    sys::set_capabilities(mask).map_err(call("drop capabilities"))
+    sys::clear_ambient_set().map_err(call("empty the ambient capability set"))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@
 //! A library that looks for `/proc/<thread>/status` (libcap-ng does) finds nothing, or what the guest put into its own
 //! share: it fills a bounding set from it that is never applied.
 //!
-//! **No PID namespace.** It would take a second fork, and the pid that the supervisor watches, limits and finds in its
+//! **No PID namespace here.** It would take a second fork, and the pid that the supervisor watches, limits and finds in its
 //! cgroup would be that of a go-between. What the namespace would prevent is prevented otherwise: the filter has no
 //! `kill`, no `ptrace` and no `pidfd_*`, `tgkill` is allowed for this process alone, and `/proc` is out of sight.
 //!
@@ -25,7 +25,7 @@
 //! maps them all would restrict nothing, and mount propagation into it would be less.
 
 mod capabilities;
-mod seccomp;
+pub mod seccomp;
 
 use std::ffi::CString;
 use std::io;
@@ -149,6 +149,22 @@ pub fn confine(capabilities: Capabilities) -> Result<(), JailError> {
     nix::sys::prctl::set_no_new_privs().map_err(call("forbid new privileges"))?;
     capabilities::keep_only(capabilities)?;
     seccomp::install()
+}
+
+/// Drops all capabilities but these from every set of this thread; threads that it starts inherit the rest.
+///
+/// # Errors
+/// The thread lacks CAP_SETPCAP.
+pub fn keep_only(capabilities: Capabilities) -> Result<(), JailError> {
+    capabilities::keep_only(capabilities)
+}
+
+/// Makes these the most that this thread, and those that it starts, can ever have.
+///
+/// # Errors
+/// The thread lacks CAP_SETPCAP.
+pub fn shrink_bounding_set(capabilities: Capabilities) -> Result<(), JailError> {
+    capabilities::shrink_bounding_set(capabilities)
 }
 
 /// Asks to be killed when the parent dies, and looks whether it has died already.

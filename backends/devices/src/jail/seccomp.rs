@@ -1,7 +1,8 @@
-//! The system call filter: an allow list for all threads, by what the calls are for.
+//! System call filters: lists of what a thread may do, by what the calls are for, and anything else kills the process.
 //!
-//! One list serves every thread: the queue threads of both devices share an allocator, a vhost-user library and a
-//! panic path, so that separate lists would differ by a handful of socket calls.
+//! In the device process one list serves every thread: the queue threads of both devices share an allocator, a vhost-user
+//! library and a panic path, so that separate lists would differ by a handful of socket calls. The built-in monitor, whose
+//! threads differ more, makes a list for each kind of thread of the same parts.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use super::JailError;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Memory, threads, time and signals, as the standard library and glibc use them.
-const RUNTIME: &[i64] = &[
+pub const RUNTIME: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
@@ -42,8 +43,8 @@ const RUNTIME: &[i64] = &[
     libc::SYS_time,
 ];
 
-/// Descriptors and events, of both devices.
-const EVENTS: &[i64] = &[
+/// Descriptors and events.
+pub const EVENTS: &[i64] = &[
     libc::SYS_close,
     libc::SYS_dup,
     libc::SYS_epoll_create1,
@@ -61,8 +62,8 @@ const EVENTS: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Sockets: vhost-user's and the streams of vsock. None can be made but Unix ones.
-const SOCKETS: &[i64] = &[
+/// Sockets that are there, and their connections. Making one is another matter: see [`Allowed::unix_sockets`].
+pub const SOCKETS: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_connect,
     libc::SYS_recvfrom,
@@ -73,7 +74,7 @@ const SOCKETS: &[i64] = &[
 ];
 
 /// Files, all below the root of the jail.
-const FILES: &[i64] = &[
+pub const FILES: &[i64] = &[
     libc::SYS_copy_file_range,
     libc::SYS_fallocate,
     libc::SYS_fchdir,
@@ -122,7 +123,7 @@ const FILES: &[i64] = &[
 ];
 
 /// Acting as the guest's users, within the capabilities that are left.
-const IDENTITY: &[i64] = &[
+pub const IDENTITY: &[i64] = &[
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_getegid,
@@ -132,76 +133,173 @@ const IDENTITY: &[i64] = &[
     libc::SYS_setresuid,
 ];
 
-/// Installs both filters on this thread.
-pub(super) fn install() -> Result<(), JailError> {
-    let allowed = compile(allow_list()?, SeccompAction::KillProcess, SeccompAction::Allow)?;
-    // The flags of clone3 are behind a pointer that a filter cannot follow. Told that there is none, glibc uses clone.
-    let no_clone3 = compile(
-        Rules::from([(libc::SYS_clone3, vec![])]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),
-    )?;
-    // The stricter filter is the last, since it does not allow installing another.
-    for filter in [&no_clone3, &allowed] {
-        seccompiler::apply_filter(filter).map_err(JailError::Install)?;
+/// The calls that a thread may make.
+#[derive(Debug, Clone, Default)]
+pub struct Allowed(Rules);
+
+impl Allowed {
+    /// What every thread of a Rust program needs: memory that is never made executable, and ending itself.
+    ///
+    /// # Errors
+    /// None that can be helped: a condition does not make sense.
+    pub fn runtime() -> Result<Self, JailError> {
+        let mut allowed = Self::default();
+        allowed.calls(RUNTIME);
+        let exec: u64 = libc::PROT_EXEC.cast_unsigned().into();
+        for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+            allowed.rule(call, vec![condition(2, Op::MaskedEq(exec), 0)?])?;
+        }
+        allowed.argument(libc::SYS_prctl, 0, &[libc::PR_SET_NAME.cast_unsigned().into()])?;
+        // abort(3), and kicking a thread of this process.
+        allowed.argument(libc::SYS_tgkill, 0, &[u64::from(std::process::id())])?;
+        Ok(allowed)
     }
-    Ok(())
+
+    /// These calls, whatever their arguments.
+    pub fn calls(&mut self, calls: &[i64]) -> &mut Self {
+        self.0.extend(calls.iter().map(|call| (*call, Vec::new())));
+        self
+    }
+
+    /// `call` where the low 32 bits of its argument `index` are one of `values`.
+    ///
+    /// # Errors
+    /// There is no argument of that index.
+    pub fn argument(&mut self, call: i64, index: u8, values: &[u64]) -> Result<&mut Self, JailError> {
+        for value in values {
+            self.rule(call, vec![condition(index, Op::Eq, *value)?])?;
+        }
+        Ok(self)
+    }
+
+    /// `call` where all of `conditions` hold, beside what is allowed of it already.
+    ///
+    /// # Errors
+    /// There are no conditions.
+    pub fn rule(&mut self, call: i64, conditions: Vec<SeccompCondition>) -> Result<&mut Self, JailError> {
+        let rule = SeccompRule::new(conditions).map_err(JailError::Filter)?;
+        // A call that is allowed whatever its arguments has no rules.
+        match self.0.get_mut(&call) {
+            Some(rules) if rules.is_empty() => {}
+            Some(rules) => rules.push(rule),
+            None => drop(self.0.insert(call, vec![rule])),
+        }
+        Ok(self)
+    }
+
+    /// Starting threads of this process, but no processes.
+    ///
+    /// # Errors
+    /// None that can be helped: a condition makes no sense.
+    pub fn threads(&mut self) -> Result<&mut Self, JailError> {
+        // Allowed here for `refuse_clone3` to refuse.
+        self.calls(&[libc::SYS_clone3]);
+        let thread: u64 = libc::CLONE_THREAD.cast_unsigned().into();
+        self.rule(libc::SYS_clone, vec![condition(0, Op::MaskedEq(thread), thread)?])
+    }
+
+    /// Making Unix sockets, and no others.
+    ///
+    /// # Errors
+    /// None that can be helped: a condition makes no sense.
+    pub fn unix_sockets(&mut self) -> Result<&mut Self, JailError> {
+        self.argument(libc::SYS_socket, 0, &[libc::AF_UNIX.cast_unsigned().into()])
+    }
+
+    /// A working directory and umask of the thread's own, and no other `unshare`.
+    ///
+    /// # Errors
+    /// None that can be helped: a condition makes no sense.
+    pub fn own_directory(&mut self) -> Result<&mut Self, JailError> {
+        self.argument(libc::SYS_unshare, 0, &[libc::CLONE_FS.cast_unsigned().into()])
+    }
+
+    /// Serving files as any user: all below the root of the jail, within the capabilities that are left.
+    ///
+    /// # Errors
+    /// None that can be helped: a condition makes no sense.
+    pub fn file_server(&mut self) -> Result<&mut Self, JailError> {
+        self.calls(FILES).calls(IDENTITY).own_directory()?;
+        // Looking at capability sets: libcap-ng does so when a file is made for a user of the guest.
+        self.argument(libc::SYS_prctl, 0, &[libc::PR_CAPBSET_READ.cast_unsigned().into()])?;
+        self.rule(
+            libc::SYS_prctl,
+            vec![
+                condition(0, Op::Eq, libc::PR_CAP_AMBIENT.cast_unsigned().into())?,
+                condition(1, Op::Eq, libc::PR_CAP_AMBIENT_IS_SET.cast_unsigned().into())?,
+            ],
+        )
+    }
+
+    /// Whether `call` may be made, with some arguments at least.
+    #[must_use]
+    pub fn allows(&self, call: i64) -> bool {
+        self.0.contains_key(&call)
+    }
+
+    /// The filter, ready to be installed.
+    ///
+    /// # Errors
+    /// It is too large for the kernel.
+    pub fn compile(&self) -> Result<Filter, JailError> {
+        compile(self.0.clone(), SeccompAction::KillProcess, SeccompAction::Allow)
+    }
 }
 
-fn compile(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> Result<BpfProgram, JailError> {
+/// A compiled filter.
+#[derive(Debug, Clone)]
+pub struct Filter(BpfProgram);
+
+impl Filter {
+    /// Installs it on this thread, for good; threads that it starts have it too. Where several are installed, all must allow
+    /// a call.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn install(&self) -> Result<(), JailError> {
+        seccompiler::apply_filter(&self.0).map_err(JailError::Install)
+    }
+}
+
+/// Has `clone3` answered by ENOSYS on this thread and those that it starts. Its flags are behind a pointer that a filter
+/// cannot follow; told that there is no such call, glibc uses `clone`.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn refuse_clone3() -> Result<(), JailError> {
+    let refused = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
+    compile(Rules::from([(libc::SYS_clone3, vec![])]), SeccompAction::Allow, refused)?.install()
+}
+
+/// Installs both filters of the device process on this thread.
+pub(super) fn install() -> Result<(), JailError> {
+    let allowed = device_process()?.compile()?;
+    // The stricter filter is the last, since it does not allow installing another.
+    refuse_clone3()?;
+    allowed.install()
+}
+
+fn compile(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> Result<Filter, JailError> {
     SeccompFilter::new(rules, otherwise, on_match, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
+        .map(Filter)
         .map_err(JailError::Filter)
 }
 
-/// The calls that may be made, some with certain arguments only.
-fn allow_list() -> Result<Rules, JailError> {
-    let mut rules: Rules =
-        [RUNTIME, EVENTS, SOCKETS, FILES, IDENTITY].into_iter().flatten().map(|call| (*call, vec![])).collect();
-    // Allowed here for the other filter to refuse.
-    rules.insert(libc::SYS_clone3, vec![]);
-    // Threads, but no processes.
-    let thread = flag_set(0, libc::CLONE_THREAD.cast_unsigned().into())?;
-    rules.insert(libc::SYS_clone, vec![thread]);
-    // No memory is ever made executable.
-    let exec: u64 = libc::PROT_EXEC.cast_unsigned().into();
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(call, vec![argument(2, Op::MaskedEq(exec), 0)?]);
-    }
-    rules.insert(libc::SYS_socket, vec![argument(0, Op::Eq, libc::AF_UNIX.cast_unsigned().into())?]);
-    // A working directory of the thread's own, and nothing else.
-    rules.insert(libc::SYS_unshare, vec![argument(0, Op::Eq, libc::CLONE_FS.cast_unsigned().into())?]);
-    rules.insert(libc::SYS_ioctl, vec![argument(1, Op::Eq, libc::FIONBIO)?]);
-    // Thread names, and looking at capability sets: libcap-ng does so when a file is made for a user of the guest.
-    let reads_ambient = SeccompRule::new(vec![
-        condition(0, Op::Eq, libc::PR_CAP_AMBIENT.cast_unsigned().into())?,
-        condition(1, Op::Eq, libc::PR_CAP_AMBIENT_IS_SET.cast_unsigned().into())?,
-    ])
-    .map_err(JailError::Filter)?;
-    rules.insert(
-        libc::SYS_prctl,
-        vec![
-            argument(0, Op::Eq, libc::PR_SET_NAME.cast_unsigned().into())?,
-            argument(0, Op::Eq, libc::PR_CAPBSET_READ.cast_unsigned().into())?,
-            reads_ambient,
-        ],
-    );
-    // abort(3), on this process.
-    let own_pid = u64::from(std::process::id());
-    rules.insert(libc::SYS_tgkill, vec![argument(0, Op::Eq, own_pid)?]);
-    Ok(rules)
+/// What the threads of the device process may do.
+fn device_process() -> Result<Allowed, JailError> {
+    let mut allowed = Allowed::runtime()?;
+    allowed.calls(EVENTS).calls(SOCKETS).threads()?.unix_sockets()?.file_server()?;
+    allowed.argument(libc::SYS_ioctl, 1, &[libc::FIONBIO])?;
+    Ok(allowed)
 }
 
-fn condition(index: u8, op: Op, value: u64) -> Result<SeccompCondition, JailError> {
+/// A condition on the low 32 bits of the argument `index`.
+///
+/// # Errors
+/// There is no argument of that index.
+pub fn condition(index: u8, op: Op, value: u64) -> Result<SeccompCondition, JailError> {
     SeccompCondition::new(index, Len::Dword, op, value).map_err(JailError::Filter)
-}
-
-fn argument(index: u8, op: Op, value: u64) -> Result<SeccompRule, JailError> {
-    SeccompRule::new(vec![condition(index, op, value)?]).map_err(JailError::Filter)
-}
-
-fn flag_set(index: u8, flag: u64) -> Result<SeccompRule, JailError> {
-    argument(index, Op::MaskedEq(flag), flag)
 }
 
 #[cfg(test)]
@@ -210,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_filter_compiles_and_has_no_way_to_run_kill_or_look_into_others() {
-        let rules = allow_list().unwrap();
+        let allowed = device_process().unwrap();
         for forbidden in [
             libc::SYS_execve,
             libc::SYS_execveat,
@@ -224,8 +322,8 @@ mod tests {
             libc::SYS_bpf,
             libc::SYS_io_uring_setup,
         ] {
-            assert!(!rules.contains_key(&forbidden), "system call {forbidden}");
+            assert!(!allowed.allows(forbidden), "system call {forbidden}");
         }
-        compile(rules, SeccompAction::KillProcess, SeccompAction::Allow).unwrap();
+        allowed.compile().unwrap();
     }
 }

@@ -9,7 +9,7 @@
 use super::client::{self, CallError, Connection, LONG_CALL, answer};
 use super::container::{END_LIMIT, End, clean_up};
 use super::globals::{Context, absolute};
-use super::{console, pid_file};
+use super::{console, pid_file, progress};
 use crate::api::{CREATE_OPTIONS_URL, CreateOptions, descriptor_of_process};
 use crate::ids::{ContainerId, SandboxId};
 use crate::oci::{self, ContainerType, Spec};
@@ -230,6 +230,7 @@ async fn call(
     let id: ContainerId = request.id.parse()?;
     let created: Result<CreateTaskResponse, CallError> = tokio::select! {
         created = &mut creating => created,
+        never = progress::show(&connection, &id) => match never {},
         signal = signals.next_ending() => {
             let signal = signal?;
             context.report.debug(&format!("{signal} ends the creation"));

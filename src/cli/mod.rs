@@ -32,6 +32,7 @@ mod man;
 mod pause;
 mod pid_file;
 mod process;
+mod progress;
 mod ps;
 mod report;
 mod resources;

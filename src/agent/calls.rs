@@ -118,14 +118,14 @@ impl AgentClient {
         self.agent.set_guest_date_time(self.soon(), &request).await.map(drop).map_err(failed("set the guest's clock"))
     }
 
-    /// Asks the guest to end all and power off.
+    /// Asks the guest to end all containers, to write everything to its disks, and then to power off by itself.
     ///
     /// # Errors
     /// The guest does not answer, which a guest that is gone does not.
     pub async fn destroy_sandbox(&self, limit: Duration) -> Result<(), OpError> {
         let context = ttrpc::context::with_duration(limit);
         let request = DestroySandboxRequest::new();
-        self.agent.destroy_sandbox(context, &request).await.map(drop).map_err(failed("ask the guest to power off"))
+        self.agent.destroy_sandbox(context, &request).await.map(drop).map_err(failed("let the guest end its sandbox"))
     }
 
     /// Makes a container; its process waits for [`start_container`](Self::start_container).

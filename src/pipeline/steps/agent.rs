@@ -49,9 +49,9 @@ impl Step for ConnectAgent {
         };
         let agent = AgentClient::new(dialled?, self.agent.request_timeout, self.agent.create_container_timeout);
         let version = agent.version().await?;
-        let record = UndoRecord::Live { what: "ask the guest to power off".into() };
+        let record = UndoRecord::Live { what: "let the guest end its sandbox".into() };
         let limit = self.machine.stop_timeout;
-        undo.push_live(record, PowerOff { agent: agent.clone(), hypervisor: self.hypervisor.clone(), limit })?;
+        undo.push_live(record, EndGuest { agent: agent.clone(), hypervisor: self.hypervisor.clone(), limit })?;
         if let Err(error) = agent.set_clock().await {
             tracing::warn!(error = error.one_line(), "the guest's clock is not set");
         }
@@ -65,29 +65,30 @@ fn died(exit: Option<&VmExit>) -> OpError {
     OpError::new(ErrorKind::Internal, format!("the virtual machine ended before its agent answered: {cause}"))
 }
 
-struct PowerOff {
+struct EndGuest {
     agent: AgentClient,
     hypervisor: Arc<dyn Hypervisor>,
     limit: Duration,
 }
 
 #[async_trait::async_trait]
-impl LiveUndo for PowerOff {
-    /// The first rung of the ladder. A guest that does not answer is ended by the next undo, so that is no failure.
+impl LiveUndo for EndGuest {
+    /// The first rung of the ladder. The answer comes when all containers have ended and all that they wrote is on its
+    /// disks, so that nothing is gained by waiting for the guest to power off as well: the next undo ends the machine.
+    /// That one also ends a guest that does not answer, so that is no failure.
     async fn undo(self: Box<Self>) -> Result<(), OpError> {
         let mut exit = self.hypervisor.exit();
-        if exit.borrow().is_some() {
-            return Ok(());
-        }
         let asked = async {
-            self.agent.destroy_sandbox(self.limit).await?;
-            let _ = exit.wait_for(Option::is_some).await;
-            Ok::<_, OpError>(())
+            tokio::select! {
+                biased;
+                _ = exit.wait_for(Option::is_some) => Ok(()),
+                answer = self.agent.destroy_sandbox(self.limit) => answer,
+            }
         };
         match tokio::time::timeout(self.limit, asked).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(error = error.one_line(), "the guest did not take the request"),
-            Err(_) => tracing::debug!("the guest did not power off in time"),
+            Err(_) => tracing::debug!("the guest did not end its sandbox in time"),
         }
         Ok(())
     }

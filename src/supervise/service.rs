@@ -129,7 +129,7 @@ fn pid_or_supervisor(pid: i32) -> u32 {
 
 fn status(state: ContainerState) -> Status {
     match state {
-        ContainerState::Creating | ContainerState::Created => Status::CREATED,
+        ContainerState::Creating | ContainerState::Created | ContainerState::Starting => Status::CREATED,
         ContainerState::Running => Status::RUNNING,
         ContainerState::Paused => Status::PAUSED,
         ContainerState::Stopped | ContainerState::Gone => Status::STOPPED,

@@ -39,6 +39,46 @@ fn the_machines_crash_stops_its_container_and_the_record_says_so() {
 }
 
 #[test]
+fn a_kill_during_the_start_ends_the_container_with_its_signal_and_does_not_fail_the_start() {
+    run(async |root| {
+        let sandbox = Sandbox::new(&root);
+        sandbox.agent.slow_start();
+        sandbox.create(sandbox.first()).await.unwrap();
+        let container = sandbox.find(&sandbox.id).await;
+        let start = container.start.clone();
+        let starting = tokio::spawn(async move { start.ask(Start {}).await });
+        let asked = format!("start_container {}", sandbox.id);
+        crate::harness::eventually("a start", || sandbox.agent.was_asked(&asked)).await;
+        let state = container.describe.ask(Describe { exec: None }).await.unwrap().state;
+        assert_eq!((state, state.status()), (ContainerState::Starting, Status::Created));
+        let again = container.start.ask(Start {}).await.unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::FailedPrecondition);
+        container.signal.ask(Signal { exec: None, signal: 9, all: false }).await.unwrap();
+        starting.await.unwrap().unwrap();
+        assert_eq!(container.wait.ask(Wait { exec: None }).await.unwrap().status, 137);
+        sandbox.delete(&sandbox.id).await.unwrap();
+        drop(container);
+        sandbox.leaves_nothing("a kill during the start").await;
+    });
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_container_created() {
+    run(async |root| {
+        let sandbox = Sandbox::new(&root);
+        sandbox.agent.refuse("start_container");
+        sandbox.create(sandbox.first()).await.unwrap();
+        let container = sandbox.find(&sandbox.id).await;
+        assert!(container.start.ask(Start {}).await.is_err());
+        let state = container.describe.ask(Describe { exec: None }).await.unwrap().state;
+        assert_eq!(state, ContainerState::Created);
+        sandbox.delete(&sandbox.id).await.unwrap();
+        drop(container);
+        sandbox.leaves_nothing("a failed start").await;
+    });
+}
+
+#[test]
 fn an_agent_that_is_lost_ends_the_machine() {
     run(async |root| {
         let sandbox = running(&root).await;

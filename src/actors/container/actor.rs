@@ -51,6 +51,8 @@ pub struct ContainerActor {
     state: watch::Sender<ContainerState>,
     exit: watch::Sender<Option<Exit>>,
     execs: HashMap<ExecId, ExecEntry>,
+    /// SIGKILL has been accepted: whatever else comes, the process ends.
+    killed: bool,
     /// From `Created` on.
     made: Option<Made>,
 }
@@ -76,6 +78,7 @@ impl ContainerActor {
         let actor = Self {
             setup,
             state: watch::Sender::new(ContainerState::Creating),
+            killed: false,
             exit: watch::Sender::new(None),
             execs: HashMap::new(),
             made: None,
@@ -300,20 +303,29 @@ impl Handler<Envelope<Start>> for ContainerActor {
             Ok(ready) => ready,
             Err(error) => return now::<_, Start>(Err(error)),
         };
-        // Running at once, so that a second Start is denied while the guest works; the exit may come before the answer.
-        self.enter(ContainerState::Running);
+        self.enter(ContainerState::Starting);
         let hooks = self.setup.hooks.clone();
-        let started = spawned::<Self, Start, _>(message.span, async move {
-            agent.start_container(&id).await?;
-            run_poststart(hooks, parts).await;
-            Ok(())
-        });
-        Box::pin(started.map(|result, actor, _| {
-            if result.is_err() && *actor.state.borrow() == ContainerState::Running {
-                actor.enter(ContainerState::Created);
-            }
-            result
+        let span = message.span.clone();
+        let started = spawned::<Self, Start, _>(message.span, async move { agent.start_container(&id).await });
+        Box::pin(started.then(move |result, actor, _| match actor.started(result) {
+            Ok(()) => spawned::<Self, Start, _>(span, async move {
+                run_poststart(hooks, parts).await;
+                Ok(())
+            }),
+            Err(error) => now::<_, Start>(Err(error)),
         }))
+    }
+}
+
+impl ContainerActor {
+    /// The guest has answered a Start. The process may have ended before that.
+    fn started(&mut self, result: Result<(), OpError>) -> Result<(), OpError> {
+        // A process that was killed while it was being started is one that ran: its status tells of the signal.
+        let result = if self.killed { Ok(()) } else { result };
+        if *self.state.borrow() == ContainerState::Starting {
+            self.enter(if result.is_ok() { ContainerState::Running } else { ContainerState::Created });
+        }
+        result
     }
 }
 
@@ -416,6 +428,7 @@ impl Handler<Envelope<Signal>> for ContainerActor {
             Err(error) => return now::<_, Signal>(Err(error)),
         };
         let every = all && exec.is_none();
+        self.killed |= exec.is_none() && signal == Signo::SIGKILL as u32;
         spawned::<_, Signal, _>(message.span, async move {
             if every {
                 agent.signal_container(&id, signal).await

@@ -12,6 +12,8 @@ pub enum ContainerState {
     Creating,
     /// Its process waits to be started.
     Created,
+    /// The guest has been asked to let its process run, and has not answered yet.
+    Starting,
     /// Its process runs.
     Running,
     /// Its processes are frozen.
@@ -27,7 +29,7 @@ impl ContainerState {
     pub fn status(self) -> Status {
         match self {
             Self::Creating => Status::Creating,
-            Self::Created => Status::Created,
+            Self::Created | Self::Starting => Status::Created,
             Self::Running => Status::Running,
             Self::Paused => Status::Paused,
             Self::Stopped | Self::Gone => Status::Stopped,
@@ -76,11 +78,10 @@ pub enum Verdict {
 pub fn verdict(id: &str, state: ContainerState, request: Request) -> Verdict {
     use ContainerState as S;
     use Request as R;
-    let deny = |what: &str| Verdict::Deny(OpError::new(ErrorKind::FailedPrecondition, format!("container {id} {what}")));
+    let deny =
+        |what: &str| Verdict::Deny(OpError::new(ErrorKind::FailedPrecondition, format!("container {id} {what}")));
     match (state, request) {
-        (S::Gone, _) => {
-            Verdict::Deny(OpError::new(ErrorKind::NotFound, format!("container {id} does not exist")))
-        }
+        (S::Gone, _) => Verdict::Deny(OpError::new(ErrorKind::NotFound, format!("container {id} does not exist"))),
 
         (S::Creating, R::Signal { .. } | R::Delete) => Verdict::Cancel,
         (S::Creating, _) => deny("is still being created"),
@@ -88,12 +89,14 @@ pub fn verdict(id: &str, state: ContainerState, request: Request) -> Verdict {
         (S::Created, R::Start) => Verdict::Accept,
         (_, R::Start) => deny(match state {
             S::Stopped => "has stopped; it cannot be started again",
+            S::Starting => "is being started already",
             _ => "is running already",
         }),
 
         (S::Running, R::Exec) => Verdict::Accept,
         (S::Paused, R::Exec) => deny("is paused; resume it first"),
         (S::Created, R::Exec) => deny("is not running yet; start it first"),
+        (S::Starting, R::Exec) => deny("is not running yet; it is being started"),
         (S::Stopped, R::Exec) => deny("is not running"),
 
         (S::Stopped, R::Signal { all: true }) => Verdict::Ignore,
@@ -109,6 +112,7 @@ pub fn verdict(id: &str, state: ContainerState, request: Request) -> Verdict {
         (_, R::Update | R::Inspect) => Verdict::Accept,
 
         (S::Stopped | S::Created, R::Delete) => Verdict::Accept,
+        (S::Starting, R::Delete) => deny("that is not stopped cannot be deleted: it is being started"),
         (S::Running, R::Delete) => deny("that is not stopped cannot be deleted: running"),
         (S::Paused, R::Delete) => deny("that is not stopped cannot be deleted: paused"),
     }
@@ -125,9 +129,24 @@ mod tests {
     #[test]
     fn a_container_is_started_once() {
         assert!(accepts(ContainerState::Created, Request::Start));
-        for state in [ContainerState::Running, ContainerState::Paused, ContainerState::Stopped, ContainerState::Creating] {
+        for state in [
+            ContainerState::Starting,
+            ContainerState::Running,
+            ContainerState::Paused,
+            ContainerState::Stopped,
+            ContainerState::Creating,
+        ] {
             assert!(!accepts(state, Request::Start), "{state:?}");
         }
+    }
+
+    #[test]
+    fn what_is_being_started_takes_signals_and_nothing_that_needs_it_running() {
+        assert!(accepts(ContainerState::Starting, Request::Signal { all: false }));
+        for request in [Request::Exec, Request::Pause, Request::Resume, Request::Delete] {
+            assert!(!accepts(ContainerState::Starting, request), "{request:?}");
+        }
+        assert_eq!(ContainerState::Starting.status(), Status::Created);
     }
 
     #[test]

@@ -31,6 +31,7 @@ struct Inner {
     calls: Vec<String>,
     refused: BTreeSet<&'static str>,
     hanging: BTreeSet<&'static str>,
+    slow_start: bool,
     processes: BTreeMap<ProcessKey, watch::Sender<Option<i32>>>,
     machine: Option<FakeControl>,
     connections: Vec<AbortHandle>,
@@ -59,6 +60,11 @@ impl FakeAgent {
     /// Leaves every call of this name without an answer.
     pub(crate) fn hang(&self, call: &'static str) {
         self.inner().hanging.insert(call);
+    }
+
+    /// Lets a start take until its process has been killed; then it fails.
+    pub(crate) fn slow_start(&self) {
+        self.inner().slow_start = true;
     }
 
     /// What was asked so far, without the endless waits: `name` or `name container[/exec]`.
@@ -173,7 +179,12 @@ impl AgentService for FakeAgent {
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: StartContainerRequest) -> ttrpc::Result<Empty> {
-        self.asked("start_container", &request.container_id).await.map(|()| Empty::new())
+        self.asked("start_container", &request.container_id).await?;
+        if self.inner().slow_start {
+            self.ended(&request.container_id, "").await?;
+            return Err(status(ttrpc::Code::INTERNAL, "the process has ended"));
+        }
+        Ok(Empty::new())
     }
 
     async fn remove_container(&self, _: &TtrpcContext, request: RemoveContainerRequest) -> ttrpc::Result<Empty> {

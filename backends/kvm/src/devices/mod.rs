@@ -3,9 +3,11 @@
 //! | device | on the host |
 //! |---|---|
 //! | [`fs`] | a directory |
+//! | [`net`] | tap devices |
 //! | [`vsock`] | Unix sockets |
 
 pub mod fs;
+pub mod net;
 mod queue;
 mod space;
 #[cfg(test)]

@@ -18,15 +18,20 @@
 //! so once.
 //!
 //! - [`queue`]: a queue that the driver has set up, and how it is served within bounds;
+//! - [`transport`]: how the guest finds a device and talks to it;
+//! - [`event_loop`]: the loops that run workers;
 //! - [`threads`]: the threads that device code runs on.
 
 mod counters;
+pub mod event_loop;
 pub mod queue;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod threads;
+pub mod transport;
 
 pub use counters::{Counters, Counts};
+pub use event_loop::EventLoops;
 pub use queue::LiveQueue;
 pub use threads::{ThreadKind, Threads};
 
@@ -190,7 +195,8 @@ pub enum Event {
 /// watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
-    /// The descriptor; stays open as long as it is watched, and is in the list once.
+    /// The descriptor; stays open as long as it is watched, and is in the list once. Another that takes its number over
+    /// has another token.
     pub fd: RawFd,
     /// Told back in [`Event::Source`].
     pub token: u32,

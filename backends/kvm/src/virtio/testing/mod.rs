@@ -1,6 +1,11 @@
 //! The driver's side of queues, for tests of devices without a guest.
 #![allow(dead_code, reason = "each device's tests use what they need")]
 
+pub(crate) mod arbitrary;
+mod device;
+
+pub(crate) use device::{F_TEST, Probe, TestDevice};
+
 use super::{Activation, Counters, DeviceError, Interrupt, LiveQueue, VirtioDevice, Worker};
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
@@ -259,6 +264,11 @@ impl DriverQueue {
         self.data += length;
         assert!(self.data <= self.data().end, "a request of {length} bytes");
         address
+    }
+
+    /// What the device is notified by.
+    pub(crate) fn kick_descriptor(&self) -> Arc<EventFd> {
+        Arc::clone(&self.kick)
     }
 
     /// Tells the device that there are requests, as the guest's notification does.

@@ -1,0 +1,219 @@
+//! A slot: a window of registers, and who answers there.
+
+use super::super::event_loop::EventLoops;
+use super::super::{Counts, DeviceKind, F_VERSION_1, VirtioDevice};
+use super::attached::Attached;
+use super::registers::{CONFIG_OFFSET, MAGIC, Readable, VERSION, Writable};
+use super::state::{RestoreError, TransportState};
+use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
+use std::io;
+use std::sync::Arc;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// What a slot is doing, see the picture of the [module](super).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum DeviceState {
+    /// No device is in it.
+    Empty,
+    /// The guest's driver is not ready, or not there.
+    Idle,
+    /// The driver uses the device.
+    Active,
+    /// The driver uses the device, and the machine is paused.
+    Paused,
+    /// The device serves its driver no longer, until that resets it.
+    Failed,
+}
+
+/// Why a device cannot be put into a slot.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// One is in it already.
+    #[error("a device is in the slot already")]
+    Taken,
+    /// The device offers what this transport cannot do.
+    #[error("cannot use the device: {0}")]
+    Device(&'static str),
+    /// The host has no descriptor or thread to give.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The most queues that a device may have: each takes a descriptor, and KVM an entry in its list of notifications.
+const MAX_QUEUES: usize = 64;
+
+/// A window of registers, and the device in it. Used under one lock by vCPU threads (registers) and by the machine.
+#[derive(Debug)]
+pub struct MmioTransport {
+    slot: u8,
+    memory: GuestMemory,
+    loops: EventLoops,
+    line: Arc<EventFd>,
+    attached: Option<Attached>,
+}
+
+impl MmioTransport {
+    /// The empty slot number `slot`, for devices on `memory` that are run by `loops`.
+    ///
+    /// # Errors
+    /// The kernel has no descriptor to give.
+    pub fn new(slot: u8, memory: GuestMemory, loops: EventLoops) -> io::Result<Self> {
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        Ok(Self { slot, memory, loops, line, attached: None })
+    }
+
+    /// What is written to interrupt the guest: to be bound to the slot's interrupt (irqfd), edge-triggered. The same as
+    /// long as the slot exists.
+    #[must_use]
+    pub fn interrupt_line(&self) -> &EventFd {
+        &self.line
+    }
+
+    /// What tells that the guest has notified each queue of the attached device, by the queue's index: to be bound to
+    /// writes of that index, 32 bits wide, at [`QUEUE_NOTIFY_OFFSET`](super::QUEUE_NOTIFY_OFFSET) (ioeventfd).
+    #[must_use]
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        self.attached.as_ref().map(Attached::kicks).unwrap_or_default()
+    }
+
+    /// Puts a device into the empty slot. Starts its thread, so not for vCPU threads.
+    ///
+    /// # Errors
+    /// The slot is taken, or the host has no descriptor or thread to give. The device is gone then.
+    pub fn attach(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), TransportError> {
+        if self.attached.is_some() {
+            return Err(TransportError::Taken);
+        }
+        if device.features() & F_VERSION_1 == 0 {
+            return Err(TransportError::Device("it does not offer VIRTIO_F_VERSION_1"));
+        }
+        let sizes = device.queue_sizes();
+        if sizes.len() > MAX_QUEUES || sizes.iter().any(|size| !size.is_power_of_two()) {
+            return Err(TransportError::Device("its queues are too many, or no powers of two"));
+        }
+        let kicks = sizes
+            .iter()
+            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|source| TransportError::Host { what: "make a descriptor for a queue's notifications", source })?;
+        let kind = device.thread();
+        let event_loop = self
+            .loops
+            .open(kind, &format!("{}-{}", kind.name(), self.slot))
+            .map_err(|source| TransportError::Host { what: "start a device's thread", source })?;
+        let memory = Arc::clone(&self.memory);
+        self.attached = Some(Attached::new(self.slot, device, memory, event_loop, Arc::clone(&self.line), kicks));
+        Ok(())
+    }
+
+    /// Takes the device out; it is stopped when this returns. The driver should have let go of it before. `None` when the
+    /// slot is empty.
+    pub fn detach(&mut self) -> Option<Box<dyn VirtioDevice>> {
+        self.attached.take().map(Attached::into_device)
+    }
+
+    /// What the slot is doing.
+    #[must_use]
+    pub fn state(&self) -> DeviceState {
+        self.attached.as_ref().map_or(DeviceState::Empty, Attached::state)
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn kind(&self) -> Option<DeviceKind> {
+        self.attached.as_ref().map(Attached::kind)
+    }
+
+    /// What the device has counted since it was attached.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.attached.as_ref().map(|attached| attached.counters().counts()).unwrap_or_default()
+    }
+
+    /// Stops the device and keeps its queues: when this returns it accesses the guest's memory no more. The vCPUs should
+    /// have been stopped before. No effect on a device that does not run.
+    pub fn pause(&mut self) {
+        if let Some(attached) = &mut self.attached {
+            attached.pause();
+        }
+    }
+
+    /// Lets a device go on that was paused, or that has taken on the state of one. No effect on others. A device that
+    /// cannot be activated again has failed, which its driver is told.
+    pub fn resume(&mut self) {
+        if let Some(attached) = &mut self.attached {
+            attached.resume();
+        }
+    }
+
+    /// The state of a slot whose device does not run ([`pause`](Self::pause) it before); `None` when the slot is empty or
+    /// the device runs.
+    #[must_use]
+    pub fn save(&self) -> Option<TransportState> {
+        self.attached.as_ref()?.save()
+    }
+
+    /// Takes on what [`save`](Self::save) gave, for a device that has just been attached. [`resume`](Self::resume) lets
+    /// it go on.
+    ///
+    /// # Errors
+    /// The state does not fit the device or the machine's memory; the slot is then to be emptied.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
+        self.attached.as_mut().ok_or(RestoreError::NotFresh)?.restore(state)
+    }
+}
+
+impl Drop for MmioTransport {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let Some(attached) = &mut self.attached else {
+            // What is not there says so: drivers leave a device 0 alone.
+            let value = match Readable::at(offset) {
+                Some(Readable::Magic) => MAGIC,
+                Some(Readable::Version) => VERSION,
+                _ => 0,
+            };
+            answer(data, value);
+            return;
+        };
+        if let Some(offset) = offset.checked_sub(CONFIG_OFFSET) {
+            attached.read_config(offset, data);
+        } else if let (Some(register), 4) = (Readable::at(offset), data.len()) {
+            answer(data, attached.read(register));
+        } else {
+            attached.counters().invalid_access();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let Some(attached) = &mut self.attached else { return };
+        let valid = if let Some(offset) = offset.checked_sub(CONFIG_OFFSET) {
+            attached.write_config(offset, data)
+        } else if let (Some(register), Ok(value)) = (Writable::at(offset), data.try_into()) {
+            attached.write(register, u32::from_le_bytes(value))
+        } else {
+            false
+        };
+        if !valid {
+            attached.counters().invalid_access();
+        }
+    }
+}
+
+fn answer(data: &mut [u8], value: u32) {
+    if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
+        *data = value.to_le_bytes();
+    }
+}

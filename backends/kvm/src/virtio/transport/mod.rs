@@ -1,0 +1,34 @@
+//! The transport: a window of registers in guest-physical memory for each device (virtio 1.2, section 4.2).
+//!
+//! ```text
+//!                 attach                    DRIVER_OK                     pause
+//!   Empty ───────────────────▶ Idle ─────────────────────────▶ Active ◀────────────▶ Paused
+//!     ▲                         ▲                                │        resume       │
+//!     │                         ├──────── the driver resets ─────┤                     │
+//!     │ detach                  │                                ▼                     │
+//!     └──────── from each ──────┴── the driver resets ──────── Failed ◀────────────────┘
+//! ```
+//! A device fails when the guest's queues make no sense, when the host fails it, or when its driver says FAILED. Then
+//! DEVICE_NEEDS_RESET is set (unless it was the driver who said so), and nothing happens until the driver resets it.
+//!
+//! - [`mmio`]: the slot, as the machine and the bus see it;
+//! - `attached`: a device in it, and what its registers do;
+//! - `registers`: what the offsets mean;
+//! - `status`: which writes of the status register are allowed;
+//! - `queue`: what the driver tells of a queue, and whether it can be used;
+//! - `interrupt`: what the guest sees when it is interrupted;
+//! - [`state`]: a slot as a value that can be written down.
+
+mod attached;
+mod interrupt;
+pub mod mmio;
+mod queue;
+mod registers;
+pub mod state;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use mmio::{DeviceState, MmioTransport, TransportError};
+pub use registers::{CONFIG_OFFSET, QUEUE_NOTIFY_OFFSET, WINDOW_SIZE};
+pub use state::{RestoreError, TransportState};

@@ -6,6 +6,7 @@
 //! | [`fs`] | a directory |
 //! | [`mem`] | memory that the guest is given and gives back |
 //! | [`net`] | tap devices |
+//! | [`rng`] | the kernel's randomness |
 //! | [`vsock`] | Unix sockets |
 
 pub mod balloon;
@@ -14,6 +15,7 @@ pub mod fs;
 pub mod mem;
 pub mod net;
 mod queue;
+pub mod rng;
 mod space;
 #[cfg(test)]
 mod testing;

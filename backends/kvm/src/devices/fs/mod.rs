@@ -15,10 +15,11 @@ mod tests;
 mod worker;
 
 use std::fmt;
-use std::io::{self, Seek, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,7 @@ const HIPRIO_QUEUE_SIZE: u16 = 128;
 const VERSION: u32 = 1;
 
 /// Why there can be no such device.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum FsError {
     /// The guest mounts it by this name.
     #[error("the tag {0:?} of a virtio-fs device must have 1 to {TAG_SIZE} bytes, none of them zero")]
@@ -50,6 +51,9 @@ pub enum FsError {
     /// The number of queues.
     #[error("a virtio-fs device has 1 to {MAX_REQUEST_QUEUES} request queues, not {0}")]
     RequestQueues(u16),
+    /// No descriptor.
+    #[error("cannot make a file in memory")]
+    Memory(#[source] io::Error),
 }
 
 /// What of the device outlives its process.
@@ -66,11 +70,82 @@ struct Shared {
     server: Server<PassthroughFs>,
     /// The guest has mounted the file system.
     session: AtomicBool,
+    // Written by the worker when it stops, read when the machine is saved; the other way round when it is restored.
+    state: Mutex<SessionState>,
+    /// A file in memory, which the server writes its state to and reads it from. Made beforehand: the worker's thread may
+    /// make none.
+    scratch: File,
+}
+
+/// The server's own form of a session. It takes the file system to make it and to take it on again, and so the thread that
+/// has the rights to: the worker's.
+#[derive(Debug, Default)]
+enum SessionState {
+    /// None was made.
+    #[default]
+    None,
+    /// Of the session, when the worker stopped.
+    Made(Vec<u8>),
+    /// To be taken on by the next worker.
+    ToTakeOn(Vec<u8>),
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Shared").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// A panic ends the process, so that a poisoned lock is never seen.
+    fn state(&self) -> MutexGuard<'_, SessionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the state of the session, if there is one. On the worker's thread.
+    fn make_state(&self) {
+        let mut state = self.state();
+        if matches!(*state, SessionState::ToTakeOn(_)) {
+            return;
+        }
+        *state = match self.session.load(Ordering::Acquire).then(|| self.serialize()) {
+            None => SessionState::None,
+            Some(Ok(bytes)) => SessionState::Made(bytes),
+            Some(Err(error)) => {
+                tracing::error!(%error, "cannot save what the guest remembers of its virtio-fs device");
+                // Restoring says so, too: no state of the server is empty.
+                SessionState::Made(Vec::new())
+            }
+        };
+    }
+
+    /// Takes on the state of a session, if one waits for that. On the worker's thread.
+    fn take_state_on(&self) -> io::Result<()> {
+        let state = std::mem::take(&mut *self.state());
+        if let SessionState::ToTakeOn(bytes) = state { self.deserialize(&bytes) } else { Ok(()) }
+    }
+
+    fn serialize(&self) -> io::Result<Vec<u8>> {
+        self.server.prepare_serialization(Arc::new(AtomicBool::new(false)));
+        let mut file = self.scratch.try_clone()?;
+        file.set_len(0)?;
+        file.rewind()?;
+        self.server.serialize(file.try_clone()?)?;
+        file.rewind()?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        file.set_len(0)?;
+        Ok(bytes)
+    }
+
+    fn deserialize(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut file = self.scratch.try_clone()?;
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(bytes)?;
+        file.rewind()?;
+        self.server.deserialize_and_apply(file.try_clone()?)?;
+        file.set_len(0)
     }
 }
 
@@ -87,7 +162,7 @@ impl Fs {
     /// [`stockade_devices::fs::file_system`].
     ///
     /// # Errors
-    /// The tag does not fit, or the number of request queues is out of range.
+    /// The tag does not fit, the number of request queues is out of range, or the kernel has no descriptor to give.
     pub fn new(tag: &str, file_system: PassthroughFs, request_queues: u16) -> Result<Self, FsError> {
         if tag.is_empty() || tag.len() > TAG_SIZE || tag.contains('\0') {
             return Err(FsError::Tag(tag.to_owned()));
@@ -100,34 +175,16 @@ impl Fs {
         space[TAG_SIZE..].copy_from_slice(&u32::from(request_queues).to_le_bytes());
         let mut queue_sizes = vec![HIPRIO_QUEUE_SIZE];
         queue_sizes.resize(1 + usize::from(request_queues), REQUEST_QUEUE_SIZE);
-        let shared = Shared { server: Server::new(file_system), session: AtomicBool::new(false) };
+        let scratch: OwnedFd = memfd_create(c"virtio-fs state", MemFdCreateFlag::MFD_CLOEXEC)
+            .map_err(|errno| FsError::Memory(errno.into()))?;
+        let shared = Shared {
+            server: Server::new(file_system),
+            session: AtomicBool::new(false),
+            state: Mutex::default(),
+            scratch: scratch.into(),
+        };
         Ok(Self { shared: Arc::new(shared), space, queue_sizes })
     }
-
-    /// The server's state, in its own form.
-    fn serialize(&self) -> io::Result<Vec<u8>> {
-        let server = &self.shared.server;
-        server.prepare_serialization(Arc::new(AtomicBool::new(false)));
-        let mut file = scratch_file()?;
-        server.serialize(file.try_clone()?)?;
-        file.rewind()?;
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut file, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn deserialize(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut file = scratch_file()?;
-        file.write_all(bytes)?;
-        file.rewind()?;
-        self.shared.server.deserialize_and_apply(file)
-    }
-}
-
-/// A file in memory, which the server writes its state to and reads it from.
-fn scratch_file() -> io::Result<std::fs::File> {
-    let fd: OwnedFd = memfd_create(c"virtio-fs state", MemFdCreateFlag::MFD_CLOEXEC)?;
-    Ok(fd.into())
 }
 
 impl VirtioDevice for Fs {
@@ -156,17 +213,14 @@ impl VirtioDevice for Fs {
     fn reset(&mut self) {
         self.shared.server.destroy();
         self.shared.session.store(false, Ordering::Release);
+        *self.shared.state() = SessionState::None;
     }
 
     fn save(&self) -> serde_json::Value {
-        let session = self.shared.session.load(Ordering::Acquire).then(|| match self.serialize() {
-            Ok(bytes) => encode(&bytes),
-            Err(error) => {
-                tracing::error!(%error, "cannot save what the guest remembers of its virtio-fs device");
-                // Restoring says so, too: no state of the server is empty.
-                String::new()
-            }
-        });
+        let session = match &*self.shared.state() {
+            SessionState::Made(bytes) | SessionState::ToTakeOn(bytes) => Some(encode(bytes)),
+            SessionState::None => None,
+        };
         serde_json::json!(Saved { version: VERSION, session })
     }
 
@@ -179,8 +233,9 @@ impl VirtioDevice for Fs {
         let Some(session) = saved.session else {
             return Ok(());
         };
-        let bytes = decode(&session).ok_or("the guest's files are not in hexadecimal digits")?;
-        self.deserialize(&bytes).map_err(|error| format!("cannot find the guest's files again: {error}"))?;
+        let bytes = decode(&session).filter(|bytes| !bytes.is_empty());
+        let bytes = bytes.ok_or("what the guest remembers of its virtio-fs device was not saved")?;
+        *self.shared.state() = SessionState::ToTakeOn(bytes);
         self.shared.session.store(true, Ordering::Release);
         Ok(())
     }

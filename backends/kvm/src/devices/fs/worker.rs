@@ -50,6 +50,9 @@ impl Worker for FsWorker {
                 source: errno.into(),
             })?;
             self.own_directory = true;
+            self.shared
+                .take_state_on()
+                .map_err(|source| DeviceError::Host { what: "find the guest's files again", source })?;
         }
         let Event::Queue(index) = event else {
             return Ok(());
@@ -85,6 +88,7 @@ impl Worker for FsWorker {
     }
 
     fn stop(self: Box<Self>) -> Vec<LiveQueue> {
+        self.shared.make_state();
         self.queues
     }
 }

@@ -13,11 +13,19 @@
 //! - [`control`]: how the supervisor talks to the process;
 //! - [`jail`]: what the process gives up before the guest runs.
 
+#![allow(clippy::single_range_in_vec_init, reason = "memory is a list of ranges, and may be one range")]
+
+mod acpi;
 pub mod bus;
 pub mod control;
 pub mod devices;
 pub mod jail;
+pub mod loader;
 pub mod machine;
 pub mod memory;
+mod power;
+mod serial;
 mod sys;
+mod vcpu;
 pub mod virtio;
+mod vm;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use stockade_hypervisor::MiB;
 
+use crate::virtio::Threads;
+
 /// The most vCPUs a machine can have: APIC identifiers of eight bits, and one of them is everyone's.
 pub const MAX_VCPUS: u8 = 254;
 
@@ -82,6 +84,8 @@ pub struct MachineConfig {
     pub console: Console,
     /// Runs first on each vCPU's thread.
     pub vcpu_hook: VcpuHook,
+    /// Starts the threads of devices.
+    pub threads: Threads,
 }
 
 /// A machine that goes on where another was saved.
@@ -96,4 +100,6 @@ pub struct RestoreConfig {
     pub console: Console,
     /// Runs first on each vCPU's thread.
     pub vcpu_hook: VcpuHook,
+    /// Starts the threads of devices.
+    pub threads: Threads,
 }

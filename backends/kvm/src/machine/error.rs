@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::loader::LoadError;
+
 /// Why an operation on a machine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -13,6 +15,9 @@ pub enum MachineError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// The kernel or what belongs to it cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// This KVM lacks something.
     #[error("this KVM cannot run the machine: it has no {0}")]
     Capability(&'static str),
@@ -40,9 +45,12 @@ pub enum MachineError {
     /// No device is in the slot.
     #[error("no device is in slot {0}")]
     EmptySlot(u8),
+    /// The slot holds a device, or held one that the guest has seen.
+    #[error("slot {0} is not free")]
+    SlotTaken(u8),
     /// The device cannot be made part of the machine.
-    #[error("cannot attach the device: {0}")]
-    Device(String),
+    #[error("cannot attach the device")]
+    Device(#[source] Box<crate::virtio::transport::TransportError>),
     /// The machine is not in a state for this.
     #[error("cannot {operation} a machine that is {state}")]
     State {

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// How the guest has asked for a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -18,7 +19,8 @@ pub enum ResetCause {
     TripleFault,
 }
 
-/// What has happened. After any of these but [`MachineEvent::Panic`] no vCPU runs any more.
+/// What has happened. After any of these but [`MachineEvent::Panic`] the machine has ended: the vCPU that it happened on
+/// runs no more, the others do not after their next exit, and the machine is only good to be dropped.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum MachineEvent {
     /// The guest has powered off.
@@ -39,6 +41,7 @@ const LIMIT: usize = 16;
 pub struct Events {
     queue: Arc<Mutex<VecDeque<MachineEvent>>>,
     ready: Arc<EventFd>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Events {
@@ -47,16 +50,28 @@ impl Events {
     /// # Errors
     /// The kernel has no descriptor to give.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { queue: Arc::default(), ready: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) })
+        Ok(Self {
+            queue: Arc::default(),
+            ready: Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?),
+            ended: Arc::default(),
+        })
     }
 
     pub(crate) fn push(&self, event: MachineEvent) {
+        if event != MachineEvent::Panic {
+            self.ended.store(true, Ordering::Release);
+        }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() < LIMIT {
             queue.push_back(event);
         }
         // Fails only when the counter is full, and then the descriptor is readable already.
         let _ = self.ready.write(1);
+    }
+
+    /// Whether anything but a panic has happened.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// The oldest event that has not been taken. Clears the descriptor once none is left.
@@ -73,7 +88,14 @@ impl Events {
 impl AsRawFd for Events {
     /// Readable while an event waits.
     fn as_raw_fd(&self) -> RawFd {
-        self.ready.as_raw_fd()
+        self.ready.as_fd().as_raw_fd()
+    }
+}
+
+impl AsFd for Events {
+    /// Readable while an event waits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
     }
 }
 

@@ -21,8 +21,10 @@ pub struct MachineState {
     pub size: Size,
     /// KVM's devices.
     pub chips: ChipState,
-    /// The vCPUs, by their number; those that are not plugged are missing.
+    /// The vCPUs that were made, by their number; those that were never plugged are missing.
     pub vcpus: Vec<VcpuState>,
+    /// The numbers of those that the guest has.
+    pub plugged_vcpus: Vec<u8>,
     /// The serial console's registers.
     pub serial: SerialRegisters,
     /// The devices.

@@ -1,0 +1,229 @@
+//! The places for virtio devices.
+//!
+//! ```text
+//!            attach                 detach, before the start
+//!   Free ─────────────▶ Taken ───────────────────────────────▶ Free
+//!                         │
+//!                         │ detach, later
+//!                         ▼
+//!                      Retired   (its registers say that there is no device)
+//! ```
+//! A slot whose device has been taken away from a guest that runs is not used again: Linux keeps the platform device that it
+//! once made for the slot, and would not look at the next one in its place.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::IoEventAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::assembly::Parts;
+use super::{ExitKind, MachineError, SLOTS, SlotIndex, SlotState};
+use crate::bus::SharedDevice;
+use crate::memory::layout::{slot_gsi, slot_registers};
+use crate::virtio::transport::{MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState};
+use crate::virtio::{Counts, DeviceKind, EventLoops, Threads, VirtioDevice};
+use crate::vm::{Vm, kvm_error};
+
+#[derive(Debug, Default)]
+enum Slot {
+    #[default]
+    Free,
+    Taken(Taken),
+    Retired,
+}
+
+/// A device in its slot, and what KVM does for it.
+#[derive(Debug)]
+struct Taken {
+    transport: Arc<Mutex<MmioTransport>>,
+    kicks: Vec<Arc<EventFd>>,
+}
+
+impl Taken {
+    fn lock(&self) -> MutexGuard<'_, MmioTransport> {
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A device, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SlotCounts {
+    /// Where it is.
+    pub slot: SlotIndex,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// What it has counted.
+    pub counts: Counts,
+}
+
+/// All slots.
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    loops: EventLoops,
+    /// What was saved of devices that have not been attached yet.
+    saved: Vec<SlotState>,
+}
+
+impl Slots {
+    /// Slots that are all free, but those `retired`; devices that are put where `saved` has one take on its state.
+    pub(super) fn new(threads: Threads, saved: Vec<SlotState>, retired: &[u8]) -> Self {
+        let mut slots: Vec<Slot> = (0..SLOTS).map(|_| Slot::Free).collect();
+        for slot in retired {
+            if let Some(slot) = slots.get_mut(usize::from(*slot)) {
+                *slot = Slot::Retired;
+            }
+        }
+        Self { slots, loops: EventLoops::new(threads), saved }
+    }
+
+    /// The first free slot.
+    pub(super) fn free(&self) -> Result<SlotIndex, MachineError> {
+        let free = self.slots.iter().position(|slot| matches!(slot, Slot::Free));
+        free.and_then(|index| u8::try_from(index).ok()).map(SlotIndex).ok_or(MachineError::NoSlot(SLOTS))
+    }
+
+    /// Puts a device into a free slot and shows it.
+    pub(super) fn attach(
+        &mut self,
+        slot: SlotIndex,
+        device: Box<dyn VirtioDevice>,
+        parts: &Parts,
+    ) -> Result<(), MachineError> {
+        match self.slots.get(usize::from(slot.0)) {
+            Some(Slot::Free) => {}
+            Some(_) => return Err(MachineError::SlotTaken(slot.0)),
+            None => return Err(MachineError::EmptySlot(slot.0)),
+        }
+        let failed = |source| MachineError::Host { what: "make an event descriptor", source };
+        let memory = Arc::clone(parts.vm.guest_memory());
+        let mut transport = MmioTransport::new(slot.0, memory, self.loops.clone()).map_err(failed)?;
+        transport.attach(device).map_err(|error| MachineError::Device(Box::new(error)))?;
+        let saved = self.saved.iter().position(|saved| saved.slot == slot.0);
+        if let Some(saved) = saved.and_then(|index| self.saved.get(index)) {
+            restore(&mut transport, saved)?;
+        }
+
+        let kicks = transport.kicks().to_vec();
+        let registers = slot_registers(slot.0);
+        bind(&parts.vm, &transport, slot, &kicks)?;
+        let taken = Taken { transport: Arc::new(Mutex::new(transport)), kicks };
+        let device = Arc::clone(&taken.transport) as SharedDevice;
+        parts.surroundings.mmio.insert(registers, ExitKind::Virtio, device);
+        if let Err(error) = parts.plug_page.show_slot(slot.0, true) {
+            unbind(&parts.vm, slot, &taken);
+            parts.surroundings.mmio.remove(slot_registers(slot.0).start);
+            return Err(plug_error(error));
+        }
+        self.slots[usize::from(slot.0)] = Slot::Taken(taken);
+        if let Some(index) = saved {
+            self.saved.remove(index);
+        }
+        Ok(())
+    }
+
+    /// Takes a device out of its slot. `started` says whether the guest may have seen it.
+    pub(super) fn detach(&mut self, slot: SlotIndex, started: bool, parts: &Parts) -> Result<(), MachineError> {
+        let place = self.slots.get_mut(usize::from(slot.0));
+        let place = place.filter(|slot| matches!(slot, Slot::Taken(_))).ok_or(MachineError::EmptySlot(slot.0))?;
+        parts.plug_page.show_slot(slot.0, false).map_err(plug_error)?;
+        if let Slot::Taken(taken) = std::mem::take(place) {
+            drop(taken.lock().detach());
+            unbind(&parts.vm, slot, &taken);
+            if started {
+                // The empty transport stays at its address, so that a driver that is still there sees no device.
+                *place = Slot::Retired;
+            } else {
+                parts.surroundings.mmio.remove(slot_registers(slot.0).start);
+            }
+        }
+        Ok(())
+    }
+
+    fn taken(&self) -> impl Iterator<Item = (u8, &Taken)> {
+        (0..).zip(&self.slots).filter_map(|(index, slot)| match slot {
+            Slot::Taken(taken) => Some((index, taken)),
+            Slot::Free | Slot::Retired => None,
+        })
+    }
+
+    /// Stops all devices; no vCPU runs.
+    pub(super) fn pause(&self) {
+        self.taken().for_each(|(_, taken)| taken.lock().pause());
+    }
+
+    /// Lets all devices go on, before the vCPUs do.
+    pub(super) fn resume(&self) {
+        self.taken().for_each(|(_, taken)| taken.lock().resume());
+    }
+
+    /// What was saved and has no device yet.
+    pub(super) fn missing(&self) -> Option<u8> {
+        self.saved.first().map(|saved| saved.slot)
+    }
+
+    /// The states of the devices, which are paused.
+    pub(super) fn save(&self) -> Result<Vec<SlotState>, MachineError> {
+        let state = |(slot, taken): (u8, &Taken)| {
+            let saved = taken.lock().save().ok_or(MachineError::EmptySlot(slot))?;
+            let device = serde_json::to_value(saved).map_err(|error| MachineError::SavedState(error.to_string()))?;
+            Ok(SlotState { slot, device })
+        };
+        self.taken().map(state).collect()
+    }
+
+    /// The slots that are not used again.
+    pub(super) fn retired(&self) -> Vec<u8> {
+        (0..).zip(&self.slots).filter(|(_, slot)| matches!(slot, Slot::Retired)).map(|(index, _)| index).collect()
+    }
+
+    /// What each device has counted.
+    pub(super) fn counts(&self) -> Vec<SlotCounts> {
+        let counts = |(index, taken): (u8, &Taken)| {
+            let transport = taken.lock();
+            Some(SlotCounts { slot: SlotIndex(index), kind: transport.kind()?, counts: transport.counts() })
+        };
+        self.taken().filter_map(counts).collect()
+    }
+}
+
+fn restore(transport: &mut MmioTransport, saved: &SlotState) -> Result<(), MachineError> {
+    let wrong = |problem: String| MachineError::SavedState(format!("the device in slot {}: {problem}", saved.slot));
+    let state: TransportState =
+        serde_json::from_value(saved.device.clone()).map_err(|error| wrong(error.to_string()))?;
+    transport.restore(&state).map_err(|error| wrong(error.to_string()))
+}
+
+/// Lets KVM raise the slot's interrupt and take the guest's notifications.
+fn bind(vm: &Vm, transport: &MmioTransport, slot: SlotIndex, kicks: &[Arc<EventFd>]) -> Result<(), MachineError> {
+    let line = transport.interrupt_line();
+    vm.fd().register_irqfd(line, slot_gsi(slot.0)).map_err(kvm_error("raise a device's interrupt by a descriptor"))?;
+    for (index, kick) in (0u32..).zip(kicks) {
+        if let Err(error) = vm.fd().register_ioevent(kick, &notify_address(slot), index) {
+            for (index, kick) in (0..index).zip(kicks) {
+                // What was just registered can be taken back; nothing better could be done if not.
+                let _ = vm.fd().unregister_ioevent(kick, &notify_address(slot), index);
+            }
+            let _ = vm.fd().unregister_irqfd(line, slot_gsi(slot.0));
+            return Err(kvm_error("take a device's notifications by a descriptor")(error));
+        }
+    }
+    Ok(())
+}
+
+/// Undoes [`bind`].
+fn unbind(vm: &Vm, slot: SlotIndex, taken: &Taken) {
+    for (index, kick) in (0u32..).zip(&taken.kicks) {
+        let _ = vm.fd().unregister_ioevent(kick, &notify_address(slot), index);
+    }
+    let _ = vm.fd().unregister_irqfd(taken.lock().interrupt_line(), slot_gsi(slot.0));
+}
+
+fn notify_address(slot: SlotIndex) -> IoEventAddress {
+    IoEventAddress::Mmio(slot_registers(slot.0).start + QUEUE_NOTIFY_OFFSET)
+}
+
+fn plug_error(error: vm_memory::GuestMemoryError) -> MachineError {
+    MachineError::Host { what: "write to the guest's memory what is plugged", source: io::Error::other(error) }
+}

@@ -4,6 +4,7 @@ use super::CgroupError;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +32,16 @@ impl Hierarchy {
     }
 }
 
-/// Those of this process's mount namespace, each once.
+/// Those of this process's mount namespace, each once. They are looked up by the first call: a host mounts them at its
+/// boot, and the table of mounts is long where there are many containers.
 pub(super) fn mounted() -> Result<Vec<Hierarchy>, CgroupError> {
+    static FOUND: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found.clone());
+    }
     let path = Path::new("/proc/self/mountinfo");
     let text = fs::read_to_string(path).map_err(|source| CgroupError::Mounts { path: path.to_owned(), source })?;
-    Ok(parse(&text))
+    Ok(FOUND.get_or_init(|| parse(&text)).clone())
 }
 
 /// Reads mountinfo: `... root mount-point options ... - type source super-options`.

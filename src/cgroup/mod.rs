@@ -17,3 +17,8 @@ mod systemd;
 pub use error::CgroupError;
 pub use remove::remove_directories;
 pub use sandbox::{CgroupPlan, SandboxCgroup};
+
+/// Looks the host's hierarchies up ahead of the first sandbox. What is wrong with them is told when one is asked for.
+pub fn look_ahead() {
+    _ = hierarchy::mounted();
+}

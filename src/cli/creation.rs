@@ -12,7 +12,7 @@ use super::globals::{Context, absolute};
 use super::{console, pid_file, progress};
 use crate::api::{CREATE_OPTIONS_URL, CreateOptions, descriptor_of_process};
 use crate::ids::{ContainerId, SandboxId};
-use crate::oci::{self, ContainerType, Spec};
+use crate::oci::{self, ContainerType, NetworkRequest, Spec};
 use crate::stand_in::{Signals, StandIn, StandInOptions};
 use crate::state::recovery::{self, Supervision};
 use crate::state::{StateError, Store};
@@ -111,7 +111,7 @@ pub(super) fn create(
     })
     .context("cannot start the container's stand-in")?;
     if new {
-        launch(&startup(context, &sandbox, &loaded))?;
+        launch(&startup(context, &sandbox, &loaded, &spec))?;
     }
     let supervisor = End::of_supervisor(&context.store, &sandbox);
     let made = (|| {
@@ -169,7 +169,7 @@ fn console_size(spec: &Spec) -> Option<(u16, u16)> {
     Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
 }
 
-fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded) -> Startup {
+fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded, spec: &Spec) -> Startup {
     let globals = &context.globals;
     // An engine that wants JSON takes the whole of its log for the one error of a failed verb.
     let shared_log = globals.debug || globals.log_format() == LogFormat::Text;
@@ -177,6 +177,7 @@ fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded) -> Startup {
         root: globals.root.clone(),
         sandbox: sandbox.clone(),
         config: loaded.clone(),
+        new_netns: oci::network_request(spec) == NetworkRequest::Create,
         log: globals.log.clone().filter(|_| shared_log),
         log_format: globals.log_format(),
         debug: globals.debug,

@@ -1,7 +1,7 @@
 //! The creation of a sandbox with its first container, and of a further container: which steps, in which order.
 
 use super::steps::{
-    AskFactory, Bundle, Commit, ConnectAgent, CreateInGuest, CreationHooks, GuestReady, JoinCgroup, Machine, MakeShare,
+    AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, CreateInGuest, CreationHooks, GuestReady, JoinCgroup, Machine, MakeShare,
     OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId, ResolveRootfs, ShareFiles, StartMachine,
     guest_share, sandbox_shm,
 };
@@ -264,12 +264,12 @@ async fn sandbox_steps(
         },
     };
     let namespace = runner.run(prepare, sandbox_undo).await?;
-    let cgroup = JoinCgroup {
+    let begin = BeginCgroup {
         id: id.to_string(),
         path: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()),
         systemd: request.systemd_cgroup,
     };
-    let cgroup = runner.run(cgroup, sandbox_undo).await?;
+    let begun = runner.run(begin, sandbox_undo).await?;
     let netns = runner.run(namespace, sandbox_undo).await?;
     let hooks = creation_hooks(facilities, &request, &bundle, &netns, runner);
     runner.run(hooks, container_undo).await?;
@@ -282,9 +282,10 @@ async fn sandbox_steps(
         directory,
         share: share.clone(),
         netns: netns.descriptor.clone(),
-        cgroup,
     };
     let machine = runner.run(start, sandbox_undo).await?;
+    let join = JoinCgroup { begun, processes: machine.hypervisor.processes() };
+    runner.run(join, sandbox_undo).await?;
     let connect = ConnectAgent {
         hypervisor: machine.hypervisor.clone(),
         agent: config.agent.kata.clone(),

@@ -17,4 +17,5 @@ mod undo;
 
 pub use runner::{Abandon, Runner, Step, StepFailure};
 pub use timeline::{Timeline, TimelineEntry};
+use undo::perform;
 pub use undo::{LiveUndo, SharedJournal, UndoFailure, UndoStack};

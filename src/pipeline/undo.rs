@@ -126,7 +126,7 @@ impl Drop for UndoStack {
 }
 
 /// Performs a record on a thread that may block.
-async fn perform(record: UndoRecord) -> Result<(), OpError> {
+pub(super) async fn perform(record: UndoRecord) -> Result<(), OpError> {
     let what = format!("cannot {}", record.describe());
     // A mount is undone in microseconds, and the mount namespace of this thread is the supervisor's.
     if matches!(record, UndoRecord::Unmount { .. } | UndoRecord::RemoveFile { .. } | UndoRecord::Live { .. }) {
@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test]
     async fn everything_is_undone_newest_first_and_an_error_stops_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("journal.json");
+        let path = directory.path().join("journal.jsonl");
         let mut stack = UndoStack::new(SharedJournal::new(Journal::new(path.clone())));
         let order = Arc::new(Mutex::new(Vec::new()));
         for (name, ok) in [("first", true), ("second", false), ("third", true)] {

@@ -4,13 +4,16 @@
 //! records in reverse. So a record must say all there is to know, and performing one that was never done, or was
 //! undone already, is no error.
 
-use super::{ProcessId, write_atomically};
+use super::ProcessId;
+use super::records::VERSION;
 use crate::hooks;
 use crate::oci::OciState;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -161,16 +164,27 @@ pub struct JournalEntry {
     pub record: UndoRecord,
 }
 
+/// One line of the file. It only ever grows, so that a killed supervisor loses nothing that was written; a line that has
+/// no end was not.
 #[derive(Debug, Serialize, Deserialize)]
-struct File {
-    version: u32,
-    entries: Vec<JournalEntry>,
+#[serde(untagged, deny_unknown_fields)]
+enum Line {
+    /// The first.
+    Version { version: u32 },
+    /// Something to undo.
+    Entry(JournalEntry),
+    /// The entry of this number was undone.
+    Struck { struck: u64 },
 }
 
 /// The undo list of one sandbox, on disk. One writer: the sandbox's supervisor, or whoever recovers after its death.
+///
+/// It is not synchronised to the disk: with the power, a host loses the processes, mounts and control groups as well.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// Open from the first write on.
+    file: Option<File>,
     entries: Vec<JournalEntry>,
     next: u64,
 }
@@ -178,31 +192,41 @@ pub struct Journal {
 impl Journal {
     /// A new, empty journal. The file appears with the first entry.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, entries: Vec::new(), next: 1 }
+        Self { path, file: None, entries: Vec::new(), next: 1 }
     }
 
     /// Reads a journal; one that was never written is empty.
     ///
     /// # Errors
-    /// Unreadable, not JSON, or another version.
+    /// Unreadable, not JSON lines, or another version.
     pub fn load(path: PathBuf) -> io::Result<Self> {
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::new(path)),
             Err(error) => return Err(error),
         };
-        let file: File = serde_json::from_slice(&text)?;
-        if file.version != super::records::VERSION {
-            let message = format!(
-                "{} has version {}; this program knows {}",
-                path.display(),
-                file.version,
-                super::records::VERSION
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
+        let mut entries: Vec<JournalEntry> = Vec::new();
+        let mut next = 1;
+        let whole = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        for (index, line) in whole.enumerate() {
+            let line = serde_json::from_slice(line).map_err(|error| invalid(format!("line {}: {error}", index + 1)))?;
+            match (index, line) {
+                (0, Line::Version { version: VERSION }) => {}
+                (0, Line::Version { version }) => {
+                    return Err(invalid(format!("it has version {version}; this program knows {VERSION}")));
+                }
+                (0, _) | (_, Line::Version { .. }) => {
+                    return Err(invalid("the version stands in its first line, and nowhere else".to_owned()));
+                }
+                (_, Line::Entry(entry)) => {
+                    next = next.max(entry.number.saturating_add(1));
+                    entries.push(entry);
+                }
+                (_, Line::Struck { struck }) => entries.retain(|entry| entry.number != struck),
+            }
         }
-        let next = file.entries.iter().map(|entry| entry.number).max().unwrap_or(0) + 1;
-        Ok(Self { path, entries: file.entries, next })
+        Ok(Self { path, file: None, entries, next })
     }
 
     /// Writes down what will be undone, before it is done. Returns its number.
@@ -211,11 +235,9 @@ impl Journal {
     /// The write failed: the thing must then not be done.
     pub fn append(&mut self, record: UndoRecord) -> io::Result<u64> {
         let number = self.next;
-        self.entries.push(JournalEntry { number, record });
-        if let Err(error) = self.write() {
-            self.entries.pop();
-            return Err(error);
-        }
+        let entry = JournalEntry { number, record };
+        self.write(&Line::Entry(entry.clone()))?;
+        self.entries.push(entry);
         self.next += 1;
         Ok(number)
     }
@@ -226,7 +248,11 @@ impl Journal {
     /// The write failed; the entry may then be performed again, which is harmless.
     pub fn strike(&mut self, number: u64) -> io::Result<()> {
         self.entries.retain(|entry| entry.number != number);
-        self.write()
+        match self.write(&Line::Struck { struck: number }) {
+            // The sandbox's directory is undone last, and its journal with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.entries.is_empty() => Ok(()),
+            other => other,
+        }
     }
 
     /// What is to be undone, oldest first.
@@ -234,13 +260,29 @@ impl Journal {
         &self.entries
     }
 
-    fn write(&self) -> io::Result<()> {
-        let file = File { version: super::records::VERSION, entries: self.entries.clone() };
-        match write_atomically(&self.path, &serde_json::to_vec(&file)?) {
-            // The sandbox's directory is undone last, and its journal with it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.entries.is_empty() => Ok(()),
-            other => other,
+    fn write(&mut self, line: &Line) -> io::Result<()> {
+        let mut text = Vec::new();
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let create = !matches!(line, Line::Struck { .. });
+                let file = File::options().append(true).create(create).mode(0o600).open(&self.path)?;
+                self.file.insert(file)
+            }
+        };
+        let length = file.metadata()?.len();
+        if length == 0 {
+            serde_json::to_writer(&mut text, &Line::Version { version: VERSION })?;
+            text.push(b'\n');
         }
+        serde_json::to_writer(&mut text, line)?;
+        text.push(b'\n');
+        let written = file.write_all(&text);
+        if written.is_err() {
+            // A part of a line would spoil the next one. Where not even that works, nothing more will be written either.
+            let _ = file.set_len(length);
+        }
+        written
     }
 }
 
@@ -251,7 +293,7 @@ mod tests {
     #[test]
     fn a_journal_reads_back_in_order_and_numbers_go_on() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("journal.json");
+        let path = directory.path().join("journal");
         let mut journal = Journal::new(path.clone());
         let first = journal.append(UndoRecord::RemoveFile { path: "/a".into() }).unwrap();
         let second = journal.append(UndoRecord::Live { what: "b".into() }).unwrap();
@@ -260,6 +302,47 @@ mod tests {
         assert_eq!(again.entries().len(), 1);
         assert_eq!(again.entries()[0].number, second);
         assert!(again.append(UndoRecord::Live { what: "c".into() }).unwrap() > second);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_was_not_written_and_the_rest_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let mut journal = Journal::new(path.clone());
+        journal.append(UndoRecord::RemoveFile { path: "/a".into() }).unwrap();
+        journal.append(UndoRecord::RemoveFile { path: "/b".into() }).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 1..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let ends = whole[..cut].iter().filter(|byte| **byte == b'\n').count();
+            assert_eq!(Journal::load(path.clone()).unwrap().entries().len(), ends.saturating_sub(1), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_journal_of_this_version_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        for text in ["{\"version\":999}\n", "{\"struck\":1}\n", "{}\n", "x\n", "{\"version\":1}\n{\"version\":1}\n"] {
+            std::fs::write(&path, text).unwrap();
+            let error = Journal::load(path.clone()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_journal_goes_on_where_another_ended_and_one_that_is_gone_takes_what_is_struck_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let first = Journal::new(path.clone()).append(UndoRecord::Live { what: "a".into() }).unwrap();
+        let mut again = Journal::load(path.clone()).unwrap();
+        again.append(UndoRecord::Live { what: "b".into() }).unwrap();
+        again.strike(first).unwrap();
+        assert_eq!(Journal::load(path.clone()).unwrap().entries(), again.entries());
+        let mut gone = Journal::load(path.clone()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        gone.strike(2).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   containers/<id>.json          ContainerRecord: also the container-id -> sandbox-id mapping
 //!   sandboxes/<id>/               one directory a sandbox, mode 0700, made by exactly one supervisor
 //!     sandbox.json                SandboxRecord
-//!     journal.json                Journal: what to undo, newest last
+//!     journal.jsonl               Journal: what to undo, newest last
 //!     api.sock                    the supervisor's ttrpc socket
 //!     shared/, vsock.sock, …      the machine's own
 //! ```

@@ -93,7 +93,7 @@ impl Store {
 
     /// The journal file of a sandbox.
     pub fn journal_file(&self, id: &SandboxId) -> PathBuf {
-        self.sandbox_dir(id).join("journal.json")
+        self.sandbox_dir(id).join("journal.jsonl")
     }
 
     /// Makes the directory of a new sandbox. Exactly one caller succeeds.

@@ -137,7 +137,8 @@ fn start_actors(
     store: &Store,
     backends: Arc<dyn Backends>,
 ) -> (crate::actors::sandbox::SandboxHandle, watch::Receiver<SandboxState>) {
-    let network = NetworkActor::new(startup.config.config.runtime.disable_new_netns).start();
+    crate::cgroup::look_ahead();
+    let network = NetworkActor::new(startup.config.config.runtime.disable_new_netns, startup.new_netns).start();
     let hooks = HookActor.start();
     let factory = FactoryActor::default().start();
     let facilities = Facilities {
@@ -189,7 +190,7 @@ async fn serve_until_gone(
 
 /// Removes the directory, unless its journal still holds what could not be undone.
 fn finish(directory: &Path) {
-    let journal = crate::state::Journal::load(directory.join("journal.json"));
+    let journal = crate::state::Journal::load(directory.join("journal.jsonl"));
     match journal {
         Ok(journal) if journal.entries().is_empty() => {
             let record = UndoRecord::RemoveTree { path: directory.to_owned() };

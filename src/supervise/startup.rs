@@ -24,6 +24,8 @@ pub struct Startup {
     pub sandbox: SandboxId,
     /// The effective configuration with the origin of its values, before the sandbox's annotations.
     pub config: stockade_config::Loaded,
+    /// The sandbox will need a network namespace that does not exist yet.
+    pub new_netns: bool,
     /// Where log lines go; `None`: `supervisor.log` in the sandbox's directory.
     pub log: Option<PathBuf>,
     /// How they are written.

@@ -10,7 +10,7 @@ use stockade_hypervisor::fake::AgentMode;
 use stockade_hypervisor::{ExitCause, HypervisorError, Operation};
 
 /// The steps of a sandbox's creation, in order.
-const STEPS: [&str; 17] = [
+const STEPS: [&str; 18] = [
     "bundle",
     "configuration",
     "reserve-id",
@@ -18,11 +18,12 @@ const STEPS: [&str; 17] = [
     "rootfs",
     "factory",
     "begin-network-namespace",
-    "cgroup",
+    "begin-cgroup",
     "network-namespace",
     "hooks",
     "share",
     "machine",
+    "cgroup",
     "agent",
     "share-files",
     "container",

@@ -22,7 +22,7 @@ fn fails_at(stockade: &Stockade, step: &str) {
     assert!(failure.contains(step) && failure.contains("injected"), "{step}: {failure}");
     before.assert_same(stockade);
     // The hooks began from their own step on.
-    let late = ["bundle", "configuration", "reserve-id", "stdio", "rootfs", "factory", "cgroup", "network-namespace"];
+    let late = ["bundle", "configuration", "reserve-id", "stdio", "rootfs", "factory", "begin-cgroup", "network-namespace"];
     assert_eq!(witness.exists(), !late.contains(&step), "{step}: poststop hooks run once the first hook began");
 }
 
@@ -36,7 +36,7 @@ fn a_failure_before_the_machine_leaves_nothing() {
         "stdio",
         "rootfs",
         "factory",
-        "cgroup",
+        "begin-cgroup",
         "network-namespace",
         "hooks",
         "share",
@@ -48,7 +48,7 @@ fn a_failure_before_the_machine_leaves_nothing() {
 #[test]
 fn a_failure_once_the_machine_runs_leaves_nothing() {
     let stockade = Stockade::new();
-    for step in ["machine", "agent"] {
+    for step in ["machine", "cgroup", "agent"] {
         fails_at(&stockade, step);
     }
 }

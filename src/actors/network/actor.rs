@@ -3,24 +3,29 @@
 use super::messages::{PrepareNetns, ReleaseNetns, SandboxNetns};
 use crate::actors::runtime::{Envelope, Pending, now};
 use crate::error::{ErrorKind, OpError};
-use crate::network::NetworkNamespace;
+use crate::network::{NetnsError, NetworkNamespace};
 use actix::{Actor, Context, Handler};
+use std::thread::JoinHandle;
 
 /// Owns the sandbox's network namespace.
 #[derive(Debug)]
 pub struct NetworkActor {
     /// `[runtime] disable_new_netns`: the machine runs in the supervisor's namespace and gets no interface.
     disabled: bool,
+    /// One that is being made before anybody has asked for it.
+    ahead: Option<JoinHandle<Result<NetworkNamespace, NetnsError>>>,
     held: Option<SandboxNetns>,
 }
 
 impl NetworkActor {
-    /// An actor that holds nothing.
-    pub fn new(disabled: bool) -> Self {
-        Self { disabled, held: None }
+    /// An actor that holds nothing. `ahead`: a namespace will be asked for that does not exist; it is made at once, since
+    /// the kernel needs more than a millisecond for one.
+    pub fn new(disabled: bool, ahead: bool) -> Self {
+        let ahead = (ahead && !disabled).then(|| std::thread::spawn(NetworkNamespace::create));
+        Self { disabled, ahead, held: None }
     }
 
-    /// Opening or making a namespace takes well under a millisecond; a thread of its own does it and ends.
+    /// Opening a namespace takes microseconds; a thread of its own makes one and ends.
     fn prepare(&mut self, request: PrepareNetns) -> Result<SandboxNetns, OpError> {
         if self.held.is_some() {
             return Err(OpError::new(ErrorKind::FailedPrecondition, "the sandbox has a network namespace already"));
@@ -34,7 +39,9 @@ impl NetworkActor {
                 SandboxNetns { descriptor: Some(joined.into_shared()), ours: false }
             }
             None => {
-                let created = NetworkNamespace::create().map_err(failed)?;
+                let ahead = self.ahead.take().map(JoinHandle::join);
+                let created = ahead.unwrap_or_else(|| Ok(NetworkNamespace::create()));
+                let created = created.unwrap_or(Err(NetnsError::Panicked)).map_err(failed)?;
                 SandboxNetns { descriptor: Some(created.into_shared()), ours: true }
             }
         };
@@ -62,6 +69,8 @@ impl Handler<Envelope<ReleaseNetns>> for NetworkActor {
 
     fn handle(&mut self, _: Envelope<ReleaseNetns>, _: &mut Context<Self>) -> Self::Result {
         self.held = None;
+        // One that nobody has taken goes with its thread.
+        self.ahead = None;
         now::<_, ReleaseNetns>(Ok(()))
     }
 }

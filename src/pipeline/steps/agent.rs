@@ -52,10 +52,11 @@ impl Step for ConnectAgent {
         let record = UndoRecord::Live { what: "let the guest end its sandbox".into() };
         let limit = self.machine.stop_timeout;
         undo.push_live(record, EndGuest { agent: agent.clone(), hypervisor: self.hypervisor.clone(), limit })?;
-        if let Err(error) = agent.set_clock().await {
+        let (clock, created) = tokio::join!(agent.set_clock(), agent.create_sandbox(self.sandbox));
+        if let Err(error) = clock {
             tracing::warn!(error = error.one_line(), "the guest's clock is not set");
         }
-        agent.create_sandbox(self.sandbox).await?;
+        created?;
         Ok(GuestReady { agent, version: version.agent_version })
     }
 }

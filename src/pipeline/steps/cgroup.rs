@@ -1,14 +1,18 @@
-//! The host's control group of the sandbox's processes.
+//! The host's control group of the sandbox's processes. On a host with version 1 a directory is made in each of some ten
+//! hierarchies, so it is begun early, and waited for when there is a process to join it.
 
-use crate::cgroup::SandboxCgroup;
+use crate::cgroup::{CgroupError, SandboxCgroup};
 use crate::error::{ErrorKind, OpError};
-use crate::pipeline::{Step, UndoStack};
+use crate::pipeline::{LiveUndo, Step, UndoStack, perform};
 use crate::state::UndoRecord;
 use std::path::PathBuf;
+use stockade_hypervisor::VmProcess;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-/// Makes it where the spec says. The machine's processes join it when they exist.
+/// Begins to make it where the spec says.
 #[derive(Debug)]
-pub struct JoinCgroup {
+pub struct BeginCgroup {
     /// The sandbox's id, for a spec that names no path.
     pub id: String,
     /// `linux.cgroupsPath`
@@ -17,14 +21,69 @@ pub struct JoinCgroup {
     pub systemd: bool,
 }
 
+/// A control group that is being made; `None` where the host has none to give.
+#[derive(Debug)]
+pub struct CgroupBegun(JoinHandle<Result<Option<SandboxCgroup>, CgroupError>>);
+
+impl Step for BeginCgroup {
+    type Output = CgroupBegun;
+    const NAME: &'static str = "begin-cgroup";
+
+    async fn run(self, undo: &mut UndoStack) -> Result<CgroupBegun, OpError> {
+        let plan = SandboxCgroup::plan(&self.id, self.path.as_deref(), self.systemd).map_err(failed)?;
+        let record = UndoRecord::RemoveCgroup { directories: plan.directories().to_vec() };
+        let decided = CancellationToken::new();
+        let deciding = decided.clone().drop_guard();
+        undo.push_live(record.clone(), Remove { decided, record })?;
+        Ok(CgroupBegun(tokio::task::spawn_blocking(move || {
+            let _deciding = deciding;
+            plan.create()
+        })))
+    }
+}
+
+/// Puts the machine's processes into it.
+#[derive(Debug)]
+pub struct JoinCgroup {
+    /// The group.
+    pub begun: CgroupBegun,
+    /// The processes.
+    pub processes: Vec<VmProcess>,
+}
+
 impl Step for JoinCgroup {
-    type Output = Option<SandboxCgroup>;
+    type Output = ();
     const NAME: &'static str = "cgroup";
 
-    async fn run(self, undo: &mut UndoStack) -> Result<Option<SandboxCgroup>, OpError> {
-        let failed = |error| OpError::because(ErrorKind::Internal, "cannot make the control group on the host", error);
-        let plan = SandboxCgroup::plan(&self.id, self.path.as_deref(), self.systemd).map_err(failed)?;
-        undo.push(UndoRecord::RemoveCgroup { directories: plan.directories().to_vec() })?;
-        plan.create().map_err(failed)
+    async fn run(self, _: &mut UndoStack) -> Result<(), OpError> {
+        let made = self.begun.0.await.map_err(|error| OpError::internal(CANNOT, error))?.map_err(failed)?;
+        for process in self.processes {
+            if let Some(cgroup) = &made
+                && let Err(error) = cgroup.add_process(process.pid)
+            {
+                tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
+            }
+        }
+        Ok(())
+    }
+}
+
+const CANNOT: &str = "cannot make the control group on the host";
+
+fn failed(error: CgroupError) -> OpError {
+    OpError::because(ErrorKind::Internal, CANNOT, error)
+}
+
+/// Removes what was made of it, once nothing more is being made.
+struct Remove {
+    decided: CancellationToken,
+    record: UndoRecord,
+}
+
+#[async_trait::async_trait]
+impl LiveUndo for Remove {
+    async fn undo(self: Box<Self>) -> Result<(), OpError> {
+        self.decided.cancelled().await;
+        perform(self.record).await
     }
 }

@@ -1,6 +1,5 @@
 //! Step 7: the virtual machine.
 
-use crate::cgroup::SandboxCgroup;
 use crate::error::OpError;
 use crate::hypervisor::{Backends, ChosenBackend, machine_config};
 use crate::ids::SandboxId;
@@ -30,8 +29,6 @@ pub struct StartMachine {
     pub share: PathBuf,
     /// The namespace of its processes.
     pub netns: Option<Arc<OwnedFd>>,
-    /// The control group of its processes.
-    pub cgroup: Option<SandboxCgroup>,
 }
 
 /// A machine that runs.
@@ -66,11 +63,6 @@ impl Step for StartMachine {
         undo.push_live(record, Stop { hypervisor: hypervisor.clone(), ladder })?;
         hypervisor.start().await?;
         for process in hypervisor.processes() {
-            if let Some(cgroup) = &self.cgroup
-                && let Err(error) = cgroup.add_process(process.pid)
-            {
-                tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
-            }
             let record = UndoRecord::KillProcess {
                 process: ProcessId { pid: process.pid, start_time: process.start_time },
                 role: process.role.to_string(),

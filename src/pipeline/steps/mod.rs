@@ -16,7 +16,7 @@ mod stdio;
 
 pub use agent::{ConnectAgent, GuestReady};
 pub use bundle::{Bundle, ReadBundle};
-pub use cgroup::JoinCgroup;
+pub use cgroup::{BeginCgroup, JoinCgroup};
 pub use commit::{Commit, OneContainer};
 pub use container::CreateInGuest;
 pub use factory::AskFactory;

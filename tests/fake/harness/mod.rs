@@ -120,7 +120,7 @@ impl Sandbox {
         let store = Store::new(root.join("state"));
         let name = id.parse().expect("an id");
         store.make_sandbox_dir(&name).expect("a directory");
-        let network = NetworkActor::new(false).start();
+        let network = NetworkActor::new(false, true).start();
         let factory = FactoryActor::default().start();
         let facilities = Facilities {
             store: store.clone(),
@@ -224,7 +224,7 @@ impl Sandbox {
 
     /// The undo records on disk, in words, oldest first.
     pub(crate) fn journal(&self) -> Vec<String> {
-        let journal = Journal::load(self.directory().join("journal.json")).expect("a journal that can be read");
+        let journal = Journal::load(self.directory().join("journal.jsonl")).expect("a journal that can be read");
         journal.entries().iter().map(|entry| entry.record.describe()).collect()
     }
 

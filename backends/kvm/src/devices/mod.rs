@@ -3,6 +3,7 @@
 //! | device | on the host |
 //! |---|---|
 //! | [`balloon`] | memory that the guest gives back |
+//! | [`block`] | a file or block device |
 //! | [`fs`] | a directory |
 //! | [`mem`] | memory that the guest is given and gives back |
 //! | [`net`] | tap devices |
@@ -10,6 +11,7 @@
 //! | [`vsock`] | Unix sockets |
 
 pub mod balloon;
+pub mod block;
 mod discard;
 pub mod fs;
 pub mod mem;

@@ -51,7 +51,8 @@ pub(crate) struct QueueContents {
 /// Where a descriptor may point: mostly at buffers, and at everything that can be wrong.
 fn address() -> impl Strategy<Value = u64> {
     prop_oneof![
-        12 => BUFFERS..MEMORY,
+        6 => BUFFERS..MEMORY,
+        6 => (BUFFERS / 16..MEMORY / 16).prop_map(|place| place * 16),
         4 => (BUFFERS / 512..MEMORY / 512).prop_map(|sector| sector * 512),
         2 => MEMORY - 64..MEMORY + 64,
         1 => Just(MEMORY),
@@ -137,8 +138,8 @@ impl HostileGuest {
     pub(crate) fn new(contents: &QueueContents) -> Self {
         let memory = guest_memory(MEMORY as usize);
         let mut driver = DriverQueue::new(&memory, 0, SIZE);
-        let buffers: Vec<u8> =
-            contents.data.iter().copied().chain([0]).cycle().take((MEMORY - BUFFERS) as usize).collect();
+        let data = if contents.data.is_empty() { &[0] } else { contents.data.as_slice() };
+        let buffers: Vec<u8> = data.iter().copied().cycle().take((MEMORY - BUFFERS) as usize).collect();
         memory.write_slice(&buffers, GuestAddress(BUFFERS)).unwrap();
         let tables = [(driver.descriptor_table(), &contents.table), (INDIRECT_TABLE, &contents.indirect)];
         for (table, descriptors) in tables {

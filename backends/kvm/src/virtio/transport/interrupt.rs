@@ -73,12 +73,12 @@ impl SlotInterrupt {
         self.status.store(0, Ordering::SeqCst);
     }
 
-    /// Takes on what was saved.
+    /// Takes on what was saved. The device may have changed its configuration since then.
     pub(super) fn restore(&self, status: u32, generation: u32, needs_reset: bool, config_pending: bool) {
         self.status.store(status, Ordering::SeqCst);
-        self.generation.store(generation, Ordering::SeqCst);
+        self.generation.fetch_add(generation, Ordering::SeqCst);
         self.needs_reset.store(needs_reset, Ordering::SeqCst);
-        self.config_pending.store(config_pending, Ordering::SeqCst);
+        self.config_pending.fetch_or(config_pending, Ordering::SeqCst);
     }
 
     pub(super) fn config_pending(&self) -> bool {
@@ -157,6 +157,16 @@ mod tests {
         assert_eq!(interrupt.status(), CONFIG);
         interrupt.driver_ready();
         assert_eq!(interrupt.line.read().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_change_between_saving_and_going_on_is_told() {
+        let interrupt = interrupt();
+        interrupt.config();
+        interrupt.restore(0, 7, false, false);
+        assert_eq!(interrupt.generation(), 8);
+        interrupt.driver_ready();
+        assert_eq!(interrupt.status(), CONFIG);
     }
 
     #[test]

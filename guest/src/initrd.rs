@@ -1,10 +1,10 @@
-//! The initrd: the agent as its init, and the modules that the agent loads.
+//! Initrds: a program as init, and the modules that it loads.
 
 use crate::GuestError;
 use crate::cpio::Archive;
 use crate::modules::Module;
 
-/// Folders that the agent mounts something on or writes to.
+/// Folders that an init mounts something on or writes to.
 const FOLDERS: &[(&str, u32)] = &[
     ("dev", 0o755),
     ("etc", 0o755),
@@ -19,9 +19,9 @@ const FOLDERS: &[(&str, u32)] = &[
 ///
 /// # Errors
 /// When a file is too large for the format.
-pub(crate) fn agent_initrd(agent: Vec<u8>, modules: Vec<Module>) -> Result<Vec<u8>, GuestError> {
+pub(crate) fn program_initrd(program: Vec<u8>, modules: Vec<Module>) -> Result<Vec<u8>, GuestError> {
     let mut archive = base(modules);
-    archive.file("init", 0o755, agent);
+    archive.file("init", 0o755, program);
     archive.finish()
 }
 
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn module_files_sort_in_load_order() {
-        let bytes = agent_initrd(b"agent".to_vec(), modules()).unwrap();
+        let bytes = program_initrd(b"agent".to_vec(), modules()).unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let first = text.find("modules/000-virtio_ring.ko").unwrap();
         assert!(first < text.find("modules/001-virtio.ko").unwrap());
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_same_inputs_give_the_same_bytes() {
-        let make = || agent_initrd(b"agent".to_vec(), modules()).unwrap();
+        let make = || program_initrd(b"agent".to_vec(), modules()).unwrap();
         assert_eq!(make(), make());
     }
 }

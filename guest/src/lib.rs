@@ -14,6 +14,7 @@
 //! | `manifest.json` | what they were made from, and their sums |
 
 mod agent;
+mod bootable;
 mod cpio;
 mod decompress;
 mod digest;
@@ -32,6 +33,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use bootable::BootableKernel;
 pub use error::GuestError;
 pub use manifest::{FileRecord, KernelRecord, Manifest};
 
@@ -215,7 +217,7 @@ pub fn build(options: &BuildOptions) -> Result<GuestAssets, GuestError> {
     let names = modules.iter().map(|module| module.name.clone()).collect();
     if options.kind.has_initrd() {
         options.say("packing the initrd");
-        add("initrd.img", &initrd::agent_initrd(agent.clone(), modules)?)?;
+        add("initrd.img", &initrd::program_initrd(agent.clone(), modules)?)?;
     }
     if options.kind.has_image() {
         options.say("packing the initrd of the disk image");

@@ -20,7 +20,7 @@ pub(crate) struct Wanted {
     required: bool,
 }
 
-const fn required(name: &'static str) -> Wanted {
+pub(crate) const fn required(name: &'static str) -> Wanted {
     Wanted { name, required: true }
 }
 

@@ -14,7 +14,7 @@ fn main() {
     stockade.wait_status(&id, "running", Duration::from_secs(5));
     let supervisor = stockade.supervisor_pid(&id);
     println!("supervisor_private: {:.2} MiB", private(supervisor));
-    let machines = stockade.pids("qemu-system");
+    let machines = stockade.monitors();
     for pid in stockade.pids("vhost-user").into_iter().filter(|pid| !machines.contains(pid)) {
         println!("devices_private: {:.2} MiB", private(pid));
     }

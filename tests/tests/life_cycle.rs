@@ -94,7 +94,11 @@ fn exec_runs_processes_with_their_own_status_environment_directory_and_user() {
     // A child that keeps the streams of its parent costs a wait for what may still come, and no more.
     let begin = Instant::now();
     assert_eq!(stockade.exec_shell(&id, "sleep 2000 & echo started; exit 3").code(), 3);
-    assert!(begin.elapsed() < SOON, "a child that keeps the streams held its parent for {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < wait::scaled(SOON),
+        "a child that keeps the streams held its parent for {:?}",
+        begin.elapsed()
+    );
 
     // A reader that takes its time must not hold up others.
     let mut flood = stockade.cmd(["exec", &id, "yes"]);
@@ -104,7 +108,7 @@ fn exec_runs_processes_with_their_own_status_environment_directory_and_user() {
     for _ in 0..3 {
         assert_eq!(stockade.exec_shell(&id, "echo answer").ok().text(), "answer\n");
     }
-    assert!(begin.elapsed() < SOON, "three execs beside a stuck one took {:?}", begin.elapsed());
+    assert!(begin.elapsed() < wait::scaled(SOON), "three execs beside a stuck one took {:?}", begin.elapsed());
     flood.kill().unwrap();
     flood.wait().unwrap();
 
@@ -203,7 +207,7 @@ fn delete_and_kill_end_a_creation_under_way() {
         let creating = stockade.start_create(&id, &bundle, &[]);
         assert!(wait::until(SOON, || stockade.status(&id) == "creating"));
         // Well into the boot: the machine is there and its guest does not answer yet.
-        assert!(wait::until(SOON, || !stockade.pids("qemu-system").is_empty()));
+        assert!(wait::until(SOON, || !stockade.monitors().is_empty()));
         assert!(!stockade.delete(&id, &[]).failure().is_empty(), "delete without --force during a creation");
         let begin = Instant::now();
         match verb {
@@ -220,15 +224,13 @@ fn delete_and_kill_end_a_creation_under_way() {
 
 #[test]
 fn a_creation_that_takes_too_long_is_rolled_back() {
-    let stockade = Stockade::with_toml(
-        &fs::read_to_string(Stockade::new().config()).unwrap().replace("[runtime]", "[runtime]\ncreate_timeout = 1"),
-    );
+    let stockade = Stockade::with_config("", "[runtime]\ncreate_timeout = 1");
     let before = HostState::capture(&stockade);
     let id = stockade.id("late");
     let begin = Instant::now();
     let failure = stockade.create(&id, &Bundle::shell("true").unwrap(), &[]).failure();
     assert!(failure.contains("agent") || failure.contains("time"), "{failure}");
-    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < wait::scaled(SOON), "{:?}", begin.elapsed());
     before.assert_same(&stockade);
 }
 
@@ -239,7 +241,7 @@ fn a_signal_for_create_takes_the_creation_back() {
     let id = stockade.id("ctrl-c");
     let bundle = Bundle::shell("true").unwrap();
     let creating = stockade.start_create(&id, &bundle, &[]);
-    assert!(wait::until(SOON, || !stockade.pids("qemu-system").is_empty()));
+    assert!(wait::until(SOON, || !stockade.monitors().is_empty()));
     creating.signal(Signal::SIGINT);
     let failure = creating.wait(SOON).failure();
     assert!(failure.contains("SIGINT"), "{failure}");
@@ -253,7 +255,7 @@ fn a_create_that_is_killed_takes_the_creation_with_it() {
     let id = stockade.id("killed-create");
     let bundle = Bundle::shell("true").unwrap();
     let creating = stockade.start_create(&id, &bundle, &[]);
-    assert!(wait::until(SOON, || !stockade.pids("qemu-system").is_empty()));
+    assert!(wait::until(SOON, || !stockade.monitors().is_empty()));
     creating.signal(Signal::SIGKILL);
     assert_eq!(creating.wait(SOON).code(), 137);
     before.assert_same(&stockade);

@@ -23,7 +23,7 @@ fn two_sandboxes_live_side_by_side_and_know_nothing_of_each_other() {
         assert_eq!(stockade.exec_shell(id, "cat /tmp/number").ok().text(), format!("{number}\n"));
     }
     assert_eq!(stockade.call(["list", "--quiet"]).ok().text().lines().count(), 2);
-    assert_eq!(stockade.pids("qemu-system").len(), 2);
+    assert_eq!(stockade.monitors().len(), 2);
     let _ = stockade.delete(&ids[0], &["--force"]).ok();
     assert_eq!(stockade.exec_shell(&ids[1], "echo still here").ok().text(), "still here\n");
     let _ = stockade.delete(&ids[1], &["--force"]).ok();

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+mod backend;
 mod bundle;
 mod host_state;
 mod id;
@@ -8,6 +9,7 @@ mod rootfs;
 mod stockade;
 pub mod wait;
 
+pub use backend::Backend;
 pub use bundle::{Bundle, BundleBuilder};
 pub use host_state::{HostState, processes_of};
 pub use id::unique_id;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::host_state::{SHORTEST_MARK, processes_of};
-use super::{Bundle, unique_id, wait};
+use super::{Backend, Bundle, unique_id, wait};
 
 /// How long a verb may take; a boot under emulation on a busy machine included.
 const CALL: Duration = Duration::from_secs(90);
@@ -137,7 +137,7 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Panics
-    /// When it does not end within `limit`; it is killed first.
+    /// When it does not end within `limit`, [scaled](wait::scaled); it is killed first.
     pub fn wait(mut self, limit: Duration) -> Output {
         let status = wait::until_some(limit, || self.child.try_wait().expect("a child can be waited for"));
         let read = |path: &Path| fs::read(path).unwrap_or_default();
@@ -171,7 +171,7 @@ impl Default for Stockade {
 }
 
 impl Stockade {
-    /// With the default configuration of the tests: 256 MiB, the backend of STOCKADE_TEST_BACKEND or QEMU.
+    /// With the default configuration of the tests: 256 MiB, and the [backend under test](Backend::under_test).
     ///
     /// # Panics
     /// When the program or the guest is not there: `cargo xtask test` makes both.
@@ -180,25 +180,18 @@ impl Stockade {
         Self::with_config("", "")
     }
 
-    /// With further lines in the configuration: of the backend's section, and after all sections.
+    /// With keys of the configuration that are laid over those: in the backend's section, and in any.
     ///
     /// # Panics
     /// As [`Self::new`].
     #[must_use]
     pub fn with_config(machine: &str, rest: &str) -> Self {
-        let guest = guest();
-        let backend = std::env::var("STOCKADE_TEST_BACKEND").unwrap_or_else(|_| "qemu".into());
-        let mut text = format!("[runtime]\nhypervisor = \"{backend}\"\nenable_debug = true\n[hypervisor.{backend}]\n");
-        for (key, value) in [
-            ("kernel", format!("{:?}", guest.join("vmlinux"))),
-            ("initrd", format!("{:?}", guest.join("initrd.img"))),
-            ("default_memory", "256".to_owned()),
-        ] {
-            if !machine.lines().any(|line| line.split('=').next().is_some_and(|named| named.trim() == key)) {
-                text.push_str(&format!("{key} = {value}\n"));
-            }
+        let machine = format!("[hypervisor.{}]\n{machine}", Backend::under_test().section());
+        let mut config = base_config();
+        for layer in [&machine, rest] {
+            merge(&mut config, toml::from_str(layer).expect("a test's configuration is TOML"));
         }
-        Self::with_toml(&format!("{text}{machine}\n{rest}\n"))
+        Self::with_toml(&toml::to_string(&config).expect("a table is TOML"))
     }
 
     /// With any text as its configuration.
@@ -319,7 +312,7 @@ impl Stockade {
         self.spawn(self.cmd(args))
     }
 
-    /// Makes a call and waits for its end, ninety seconds at most.
+    /// Makes a call and waits for its end, ninety seconds ([scaled](wait::scaled)) at most.
     ///
     /// # Panics
     /// When it does not end in time.
@@ -419,7 +412,7 @@ impl Stockade {
     /// Waits until the container has the status.
     ///
     /// # Panics
-    /// When it has another one after `limit`.
+    /// When it has another one after `limit`, [scaled](wait::scaled).
     pub fn wait_status(&self, id: &str, status: &str, limit: Duration) -> Duration {
         let begin = Instant::now();
         let mut last = String::new();
@@ -461,6 +454,12 @@ impl Stockade {
         let text = fs::read(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
         let record: Value = serde_json::from_slice(&text).expect("a record is JSON");
         find_pid(&record).unwrap_or_else(|| panic!("no supervisor in {record}"))
+    }
+
+    /// Pids of the processes that run this test's machines.
+    #[must_use]
+    pub fn monitors(&self) -> Vec<i32> {
+        self.pids(Backend::under_test().monitor_process())
     }
 
     /// Pids of this test's processes whose command line contains `text`.
@@ -510,6 +509,49 @@ impl Drop for Stockade {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         wait::until(Duration::from_secs(5), || processes_of(&self.marks()).is_empty());
+    }
+}
+
+/// The default configuration of the tests. Time limits are the product's own, as long as this machine needs them.
+fn base_config() -> toml::Table {
+    let (guest, backend) = (guest(), Backend::under_test());
+    let limit = |default: u32| default * wait::slowness();
+    let mut config = toml::toml! {
+        [runtime]
+        enable_debug = true
+    };
+    let mut machine = toml::Table::new();
+    machine.insert("kernel".into(), guest.join("vmlinux").display().to_string().into());
+    machine.insert("initrd".into(), guest.join("initrd.img").display().to_string().into());
+    machine.insert("default_memory".into(), 256.into());
+    for (key, default) in [("boot_timeout", 30), ("stop_timeout", 3), ("quit_timeout", 2), ("term_timeout", 2)] {
+        machine.insert(key.into(), limit(default).into());
+    }
+    if let Some(accelerator) = backend.accelerator() {
+        machine.insert("accelerator".into(), accelerator.into());
+    }
+    let section = |entries: &[(&str, u32)]| -> toml::Table {
+        entries.iter().map(|(key, default)| ((*key).to_owned(), limit(*default).into())).collect()
+    };
+    let mut runtime = section(&[("create_timeout", 120), ("default_hook_timeout", 60)]);
+    runtime.insert("hypervisor".into(), backend.section().into());
+    let kata = section(&[("reconnect_timeout_ms", 60_000), ("create_container_timeout", 60), ("request_timeout", 30)]);
+    let one = |key: &str, table: toml::Table| toml::Table::from_iter([(key.to_owned(), table.into())]);
+    merge(&mut config, one("runtime", runtime));
+    merge(&mut config, one("hypervisor", one(backend.section(), machine)));
+    merge(&mut config, one("agent", one("kata", kata)));
+    config
+}
+
+/// Lays `layer` over `config`, key by key.
+fn merge(config: &mut toml::Table, layer: toml::Table) {
+    for (key, value) in layer {
+        match (config.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                config.insert(key, value);
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 /// Connects as soon as the guest listens.
 pub(super) async fn connect(fixture: &dyn Fixture, vm: &dyn Hypervisor) -> BufReader<UnixStream> {
     let AgentChannel::HybridVsock(path) = vm.agent_channel().expect("a running machine has a channel");
-    let limit = fixture.boot_limit();
+    let limit = fixture.boot_limit() * super::slowness();
     let attempts = async {
         loop {
             match hybrid_vsock::connect(&path, GUEST_PORT).await {

@@ -1,6 +1,6 @@
 //! The state machine, the exit, and that nothing is left.
 
-use super::{Fixture, LIMIT, Machine, exit, finish, gone, is_wrong_state, prepared, started, within};
+use super::{Fixture, Machine, exit, finish, gone, is_wrong_state, limit, prepared, started, within};
 use crate::{
     DeviceConfig, DeviceId, ExitCause, Hypervisor, HypervisorError, ProcessRole, ResizeRequest, StopDeadlines,
     VmConfig, VmProcess, VmState,
@@ -135,7 +135,7 @@ pub(super) async fn pause_and_resume_are_idempotent(fixture: &dyn Fixture) {
     within(vm.pause()).await.expect("it pauses again");
     let processes = vm.processes();
     // A paused guest cannot power off: the ladder must not wait for it.
-    let exit = within(vm.stop(StopDeadlines { guest: LIMIT * 2, ..QUIT })).await.expect("a paused machine stops");
+    let exit = within(vm.stop(StopDeadlines { guest: limit() * 2, ..QUIT })).await.expect("a paused machine stops");
     assert_eq!(exit.cause, ExitCause::Stopped);
     gone(vm.as_ref(), &processes);
 }

@@ -23,8 +23,21 @@ use std::time::Duration;
 /// The port that the contract's guest listens on.
 pub const GUEST_PORT: u32 = 1024;
 
+/// How many times longer than on an ordinary machine everything may take here: STOCKADE_TEST_SLOWNESS, or 1.
+///
+/// # Panics
+/// When the variable holds no number from 1 on.
+#[must_use]
+pub fn slowness() -> u32 {
+    let Ok(text) = std::env::var("STOCKADE_TEST_SLOWNESS") else { return 1 };
+    let number = text.parse().ok().filter(|number| *number >= 1);
+    number.unwrap_or_else(|| panic!("STOCKADE_TEST_SLOWNESS is {text:?}, not a number from 1 on"))
+}
+
 /// How long anything but a boot may take before a case fails.
-const LIMIT: Duration = Duration::from_secs(20);
+fn limit() -> Duration {
+    Duration::from_secs(20) * slowness()
+}
 
 /// A fresh machine for a case.
 pub struct Machine {
@@ -54,7 +67,7 @@ pub trait Fixture: Send + Sync {
     /// Makes the configuration one whose start fails after the checks of `prepare`; `false`: this backend has none.
     fn break_start(&self, machine: &mut Machine) -> bool;
 
-    /// How long a boot may take until the guest listens.
+    /// How long a boot may take until the guest listens, on an ordinary machine.
     fn boot_limit(&self) -> Duration;
 }
 
@@ -138,11 +151,11 @@ async fn started(fixture: &dyn Fixture) -> (Arc<dyn Hypervisor>, Box<dyn Any + S
     (hypervisor, keep)
 }
 
-/// Waits for `future`, which must not take longer than [`LIMIT`].
+/// Waits for `future`, which must not take longer than [`limit`].
 async fn within<T>(future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(LIMIT, future).await {
+    match tokio::time::timeout(limit(), future).await {
         Ok(value) => value,
-        Err(_) => panic!("an operation took longer than {LIMIT:?}"),
+        Err(_) => panic!("an operation took longer than {:?}", limit()),
     }
 }
 

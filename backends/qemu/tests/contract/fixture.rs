@@ -4,14 +4,23 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use stockade_hypervisor::contract::{Fixture, Machine};
+use stockade_hypervisor::contract::{Fixture, Machine, slowness};
 use stockade_hypervisor::{BootSource, ConsoleSink, DeviceConfig, KernelImage, MiB, ShareCache, VmConfig};
-use stockade_qemu::{Accelerator, MachineType, QemuBackend, QemuOptions};
+use stockade_qemu::{MachineType, QemuBackend, QemuOptions};
 
 /// A fixture whose machines have this board.
 pub(crate) struct Board(pub(crate) MachineType);
 
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_stockade-contract-helper");
+
+/// What executes the guest's instructions: by STOCKADE_TEST_BACKEND, "qemu-tcg", which it is without, or "qemu-kvm".
+pub(crate) fn accelerator() -> &'static str {
+    match std::env::var("STOCKADE_TEST_BACKEND").as_deref() {
+        Err(_) | Ok("qemu-tcg") => "tcg",
+        Ok("qemu-kvm") => "kvm",
+        Ok(other) => panic!("STOCKADE_TEST_BACKEND is {other:?}, not one of qemu-tcg, qemu-kvm"),
+    }
+}
 
 /// Where the kernel and the initrd are.
 pub(crate) fn guest() -> PathBuf {
@@ -72,10 +81,11 @@ impl Board {
     pub(crate) fn options(&self) -> QemuOptions {
         QemuOptions {
             machine_type: self.0,
-            accelerator: Accelerator::Tcg,
+            accelerator: accelerator().parse().unwrap(),
             stockade_exe: HELPER.into(),
             debug: true,
-            start_limit: Duration::from_secs(20),
+            start_limit: Duration::from_secs(20) * slowness(),
+            answer_limit: Duration::from_secs(5) * slowness(),
             ..QemuOptions::default()
         }
     }

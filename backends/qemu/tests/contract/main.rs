@@ -1,4 +1,4 @@
-//! The contract suite on real QEMU machines under TCG, and what is particular to this backend.
+//! The contract suite on real QEMU machines, and what is particular to this backend.
 //!
 //! The guest is the project's own kernel and initrd with another /init laid over it.
 

@@ -4,7 +4,7 @@ use crate::fixture::Board;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
-use stockade_hypervisor::contract::Machine;
+use stockade_hypervisor::contract::{Machine, slowness};
 use stockade_hypervisor::{DeviceConfig, ExitCause, HypervisorError, NetQueueFds, ProcessRole, StopDeadlines, VmState};
 use stockade_qemu::{MachineType, QemuBackend, QemuOptions};
 
@@ -72,7 +72,10 @@ async fn sigterm_from_outside_is_a_signal_and_not_a_stop() {
     let pid = hypervisor.processes().first().unwrap().pid;
     assert!(std::process::Command::new("kill").arg(pid.to_string()).status().unwrap().success());
     let mut exit = hypervisor.exit();
-    let exit = tokio::time::timeout(Duration::from_secs(10), exit.wait_for(Option::is_some)).await.unwrap().unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(10) * slowness(), exit.wait_for(Option::is_some))
+        .await
+        .unwrap()
+        .unwrap();
     let expected = ExitCause::Signal { process: ProcessRole::Hypervisor, signal: 15 };
     assert_eq!(exit.as_ref().unwrap().cause, expected);
 }
@@ -94,6 +97,7 @@ fn a_killed_supervisor_takes_both_processes_along() {
     let mut supervisor = std::process::Command::new(crate::fixture::HELPER)
         .arg("supervise")
         .args([&crate::fixture::guest().join("vmlinuz"), directory.path()])
+        .arg(crate::fixture::accelerator())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -107,7 +111,7 @@ fn a_killed_supervisor_takes_both_processes_along() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
     };
-    let limit = std::time::Instant::now() + Duration::from_secs(2);
+    let limit = std::time::Instant::now() + Duration::from_secs(2) * slowness();
     while pids.iter().any(runs) {
         assert!(std::time::Instant::now() < limit, "one of {pids:?} still runs");
         std::thread::yield_now();

@@ -2,12 +2,15 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use stockade_hypervisor::{BootSource, ConsoleSink, Hypervisor, KernelImage, MiB, VmConfig};
-use stockade_qemu::{Accelerator, QemuBackend, QemuOptions};
+use stockade_qemu::{QemuBackend, QemuOptions};
 
-/// `args`: the kernel and the directory of the run.
+/// `args`: the kernel, the directory of the run, and what executes the guest's instructions.
 pub(crate) fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
-    let (Some(kernel), Some(run_dir)) = (args.next(), args.next()) else { return ExitCode::FAILURE };
+    let (Some(kernel), Some(run_dir), Some(accelerator)) = (args.next(), args.next(), args.next()) else {
+        return ExitCode::FAILURE;
+    };
     let config = VmConfig {
         id: "supervised".to_owned(),
         run_dir: run_dir.into(),
@@ -24,7 +27,10 @@ pub(crate) fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
         console: ConsoleSink(Arc::new(|_| {})),
         console_log: None,
     };
-    let options = QemuOptions { accelerator: Accelerator::Tcg, ..QemuOptions::default() };
+    let accelerator = accelerator.parse().expect("an accelerator is named");
+    // The tests time it: here nothing is limited.
+    let start_limit = Duration::from_secs(600);
+    let options = QemuOptions { accelerator, start_limit, ..QemuOptions::default() };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
     runtime.block_on(async {
         let machine = QemuBackend::new(options).expect("QEMU is there").machine();

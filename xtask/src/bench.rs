@@ -27,9 +27,7 @@ pub(crate) fn run(filter: Option<&str>, arguments: &[String]) -> Result<ExitCode
             command::cargo()
                 .args(["bench", "--profile", "release", "--package", &package, "--bench", &bench, "--"])
                 .args(arguments)
-                .env("STOCKADE_TEST_BIN", &binaries.stockade)
-                .env("STOCKADE_TEST_AGENT", &binaries.agent)
-                .env("STOCKADE_TEST_GUEST", guest.vmlinuz.parent().context("the guest has no folder")?),
+                .envs(build::test_environment(&binaries, &guest)?),
         )?;
     }
     Ok(ExitCode::SUCCESS)

@@ -1,5 +1,6 @@
 //! Builds the programs and the guest.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::{command, setup};
 pub(crate) struct Binaries {
     pub(crate) stockade: PathBuf,
     pub(crate) agent: PathBuf,
+    pub(crate) lab_init: PathBuf,
 }
 
 /// Builds the programs, optimised, and copies them to build/bin: a later build of the tests may replace those in cargo's
@@ -35,7 +37,22 @@ pub(crate) fn binaries() -> Result<Binaries> {
             .with_context(|| format!("cannot copy {} to {}", made.display(), target.display()))?;
         Ok(target)
     };
-    Ok(Binaries { stockade: copy("release", "stockade")?, agent: copy("agent", "stockade-agent")? })
+    Ok(Binaries {
+        stockade: copy("release", "stockade")?,
+        agent: copy("agent", "stockade-agent")?,
+        lab_init: copy("release", "stockade-lab-init")?,
+    })
+}
+
+/// What tells tests and benchmarks what to work with.
+pub(crate) fn test_environment(binaries: &Binaries, guest: &GuestAssets) -> Result<BTreeMap<String, String>> {
+    let guest = guest.vmlinuz.parent().context("the guest has no folder")?;
+    let entries = [
+        ("STOCKADE_TEST_BIN", binaries.stockade.as_path()),
+        ("STOCKADE_TEST_AGENT", &binaries.agent),
+        ("STOCKADE_TEST_GUEST", guest),
+    ];
+    Ok(entries.into_iter().map(|(name, path)| (name.to_owned(), path.display().to_string())).collect())
 }
 
 /// Where cargo puts what it builds, a folder a profile.

@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod demo;
 mod install;
+mod lab;
 mod setup;
 mod test;
 mod timeline;
@@ -28,6 +29,8 @@ enum Task {
     Run(RunArgs),
     /// Run all tests
     Test(TestArgs),
+    /// Run the tests that need KVM, or a command, on a host that has it: this one, or an emulated one
+    Lab(lab::LabArgs),
     /// Run the benchmarks
     Bench(BenchArgs),
     /// Make the guest's kernel and initrd in build/guest
@@ -92,6 +95,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Run(arguments) => demo::run(&arguments.command),
         Task::Test(arguments) => test::run(&arguments.arguments),
+        Task::Lab(arguments) => lab::run(&arguments),
         Task::Bench(arguments) => bench::run(arguments.filter.as_deref(), &arguments.arguments),
         Task::Guest(arguments) => {
             setup::install(setup::Purpose::guest(arguments.image))?;

@@ -6,24 +6,44 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 
 use self::count::Count;
-use crate::{build, command, setup};
+use crate::{build, command, lab, setup};
 
-/// Prepares everything, runs the tests, and prints "N passed, N failed, N skipped" last.
+/// Prepares everything, runs the tests, those that need KVM on a host that has it, and prints "N passed, N failed,
+/// N skipped" last. All counts are in build/tests.json too.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     setup::install(setup::Purpose::Test)?;
     let binaries = build::binaries()?;
     let guest = build::guest(&binaries, stockade_guest::GuestKind::Both)?;
 
     let mut tests = runner(arguments)?;
-    tests
-        .env("STOCKADE_TEST_BIN", &binaries.stockade)
-        .env("STOCKADE_TEST_AGENT", &binaries.agent)
-        .env("STOCKADE_TEST_GUEST", guest.vmlinuz.parent().context("the guest has no folder")?);
+    tests.envs(build::test_environment(&binaries, &guest)?);
     let (passed, count) = watched(&mut tests)?;
-    println!("{count}");
-    Ok(if passed && count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("this host: {count}");
+    if !arguments.is_empty() {
+        println!("with KVM: none, as arguments chose the tests (`cargo xtask lab` runs them)");
+        println!("{count}");
+        return Ok(if passed && count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let tally = lab::tests(&binaries, &guest, &[])?;
+    let with_kvm = Count { passed: tally.passed, failed: tally.failed, skipped: tally.skipped };
+    let all = count + with_kvm;
+    write_summary(&json!({
+        "passed": all.passed, "failed": all.failed, "skipped": all.skipped,
+        "this_host": {"passed": count.passed, "failed": count.failed, "skipped": count.skipped},
+        "with_kvm": tally.to_json(),
+    }))?;
+    println!("with KVM: {with_kvm}");
+    println!("{all}");
+    Ok(if passed && all.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write_summary(summary: &Value) -> Result<()> {
+    let path = command::build_dir().join("tests.json");
+    let text = serde_json::to_string_pretty(summary).context("cannot write JSON")?;
+    std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// nextest, which gives each test a process and a time limit; where it is not installed, cargo's own runner.

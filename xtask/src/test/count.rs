@@ -1,6 +1,7 @@
 //! Counts of tests, read from what cargo-nextest and cargo test print.
 
 use std::fmt;
+use std::ops::Add;
 
 /// How many tests passed, failed and were skipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,18 @@ impl Count {
                 "skipped" | "ignored" => self.skipped += number,
                 _ => {}
             }
+        }
+    }
+}
+
+impl Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            skipped: self.skipped + other.skipped,
         }
     }
 }

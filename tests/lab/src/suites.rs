@@ -1,0 +1,47 @@
+//! Which tests run where there is KVM: the one list. A further backend is a further line.
+
+use std::time::Duration;
+
+/// What a suite needs that a host may lack. Where it is there, the suite runs on the host itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A KVM that runs stock guests.
+    Kvm,
+    /// Control groups of version 2 alone.
+    ControlGroups2,
+}
+
+/// Tests of one test program, or of all of a package, that run with one backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Suite {
+    /// What stands before each test's name.
+    pub name: &'static str,
+    /// What must be there.
+    pub need: Need,
+    /// The value of STOCKADE_TEST_BACKEND.
+    pub backend: Option<&'static str>,
+    /// The package.
+    pub package: &'static str,
+    /// Its test program ("" for the library's own tests), or all of them.
+    pub target: Option<&'static str>,
+    /// Only tests whose names begin so.
+    pub prefix: &'static str,
+    /// How long one test may take in a lab host.
+    pub limit: Duration,
+    /// Whether it is part of every run; else it is run when it is asked for, as emulated hosts take hours for all.
+    pub always: bool,
+}
+
+const fn suite(name: &'static str, need: Need, backend: Option<&'static str>, package: &'static str) -> Suite {
+    Suite { name, need, backend, package, target: None, prefix: "", limit: Duration::from_secs(600), always: true }
+}
+
+/// In the order in which they run: the quick ones first.
+pub const SUITES: &[Suite] = &[
+    Suite { target: Some(""), prefix: "cgroup::", ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade") },
+    suite("cgroup-v2", Need::ControlGroups2, None, "stockade-agent"),
+    Suite { target: Some("contract"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
+    Suite { target: Some("life_cycle"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
+    Suite { target: Some("oci_resources"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
+    Suite { always: false, ..suite("qemu-kvm-all", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
+];

@@ -1,5 +1,6 @@
 //! The tests of the suites: test programs say which they have.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -93,6 +94,7 @@ pub fn list<'a>(
     filters: &[String],
 ) -> Result<Listing> {
     let mut listing = Listing::default();
+    let mut seen = BTreeSet::new();
     for suite in suites {
         let of = |program: &&'a TestProgram| {
             program.package == suite.package && suite.target.is_none_or(|target| target == program.target)
@@ -107,6 +109,9 @@ pub fn list<'a>(
             for name in all.into_iter().filter(|name| name.starts_with(suite.prefix)) {
                 let test = Test { suite, program: program.clone(), name };
                 let title = test.title();
+                if !seen.insert(title.clone()) {
+                    continue;
+                }
                 let wanted = if filters.is_empty() {
                     suite.always
                 } else {
@@ -162,6 +167,27 @@ mod tests {
     fn this_programs_tests_are_listed_by_itself() {
         let names = names(&std::env::current_exe().unwrap(), false).unwrap();
         assert!(names.contains(&"listing::tests::this_programs_tests_are_listed_by_itself".to_owned()), "{names:?}");
+    }
+
+    const fn own(always: bool) -> Suite {
+        Suite { package: "stockade-lab", target: Some(""), prefix: "listing::", always, ..SUITES[0] }
+    }
+
+    static OF_EVERY_RUN: [Suite; 2] = [Suite { prefix: "listing::tests::a_suite_without", ..own(true) }, own(false)];
+
+    #[test]
+    fn a_test_of_two_suites_is_listed_once_and_what_nobody_asked_for_is_skipped() {
+        let program = TestProgram {
+            package: "stockade-lab".into(),
+            target: String::new(),
+            executable: std::env::current_exe().unwrap(),
+            directory: "/".into(),
+        };
+        let every_run = list(&OF_EVERY_RUN, std::slice::from_ref(&program), &[]).unwrap();
+        let names: Vec<_> = every_run.tests.iter().map(|test| test.name.as_str()).collect();
+        assert_eq!(names, ["listing::tests::a_suite_without_a_test_program_is_an_error_that_names_it"]);
+        let by_name = list(&OF_EVERY_RUN, &[program], &["listing::".to_owned()]).unwrap();
+        assert_eq!((by_name.tests.len() as u64, by_name.skipped), (1 + every_run.skipped, 0));
     }
 
     #[test]

@@ -36,12 +36,12 @@ const fn suite(name: &'static str, need: Need, backend: Option<&'static str>, pa
     Suite { name, need, backend, package, target: None, prefix: "", limit: Duration::from_secs(600), always: true }
 }
 
-/// In the order in which they run: the quick ones first.
+/// In the order in which they run: the quick ones first. A test that several of a name have is the first one's.
 pub const SUITES: &[Suite] = &[
     Suite { target: Some(""), prefix: "cgroup::", ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade") },
     suite("cgroup-v2", Need::ControlGroups2, None, "stockade-agent"),
     Suite { target: Some("contract"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
     Suite { target: Some("life_cycle"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
     Suite { target: Some("oci_resources"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
-    Suite { always: false, ..suite("qemu-kvm-all", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
+    Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
 ];

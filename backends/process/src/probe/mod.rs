@@ -19,8 +19,9 @@ pub struct KvmProbe {
     pub reason: String,
 }
 
-/// How long the probe may take.
-pub const LIMIT: Duration = Duration::from_secs(1);
+/// How long the probe may take. On a host whose processors are many times overcommitted, the first use of KVM took longer
+/// than a second; to take its KVM for unusable then would be wrong for as long as the sandbox lives.
+pub const LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the probe's child ended; its exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,3 @@
-//! The network namespaces that sandboxes live in.
-//!
-//! A thread that changed its namespace is of no more use to anyone, so each change happens on a thread that ends with
-//! it: never on the runtime's, never on a pool's.
+//! The network namespaces that sandboxes live in: what [`stockade_network`] knows of them.
 
-mod netns;
-mod sys;
-
-pub use netns::{NetnsError, NetworkNamespace, ensure_loopback, run_in, run_in_async};
+pub use stockade_network::{NetnsError, NetworkNamespace, ensure_loopback, run_in, run_in_async};

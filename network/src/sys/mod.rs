@@ -1,9 +1,16 @@
 //! The few system calls about namespaces and links that no library wraps.
-#![expect(unsafe_code, reason = "ioctl has no safe wrapper for these requests")]
+#![expect(
+    unsafe_code,
+    reason = "ioctl has no safe wrapper for these requests, and tokio none for waiting on a descriptor"
+)]
+
+pub(crate) mod tun;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `NS_GET_NSTYPE` of linux/nsfs.h: the `CLONE_NEW*` flag of a namespace's kind.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
@@ -12,7 +19,7 @@ const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 ///
 /// # Errors
 /// As ioctl(2): `ENOTTY` when it is no namespace.
-pub(super) fn namespace_kind(namespace: BorrowedFd<'_>) -> io::Result<i32> {
+pub(crate) fn namespace_kind(namespace: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: this request takes no argument and touches no memory of ours.
     let kind = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_NSTYPE) };
     if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
@@ -22,7 +29,7 @@ pub(super) fn namespace_kind(namespace: BorrowedFd<'_>) -> io::Result<i32> {
 ///
 /// # Errors
 /// As ioctl(2).
-pub(super) fn loopback_up() -> io::Result<()> {
+pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: an ifreq is numbers and a union of numbers and addresses, for all of which zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -42,4 +49,13 @@ pub(super) fn loopback_up() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Has the runtime wait for `descriptor` to be readable.
+///
+/// # Errors
+/// The runtime has no place for another one.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open for as long as it is, and AsyncFd hands out no way to replace it.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
 }

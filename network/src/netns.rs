@@ -3,6 +3,7 @@
 use super::sys;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -64,6 +65,35 @@ pub enum NetnsError {
     /// The work in the namespace panicked.
     #[error("the work in the network namespace did not end")]
     Panicked,
+}
+
+/// What tells a network namespace from every other while it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceId {
+    /// Of the file system that namespaces are on.
+    pub device: u64,
+    /// Its own.
+    pub inode: u64,
+}
+
+impl NamespaceId {
+    /// That of an open namespace.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn of(namespace: BorrowedFd<'_>) -> io::Result<Self> {
+        let stat = fstat(namespace.as_raw_fd())?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
+
+    /// That of the calling thread.
+    ///
+    /// # Errors
+    /// /proc is not there.
+    pub(crate) fn of_thread() -> io::Result<Self> {
+        let metadata = std::fs::metadata("/proc/thread-self/ns/net")?;
+        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+    }
 }
 
 /// A network namespace, held by a descriptor: it has no name unless someone else gave it one. One that we made is gone
@@ -181,7 +211,7 @@ pub fn ensure_loopback(namespace: BorrowedFd<'_>) -> Result<(), NetnsError> {
     run_in(namespace, sys::loopback_up)?.map_err(|source| NetnsError::Create { step: "bring lo up", source })
 }
 
-fn enter(namespace: BorrowedFd<'_>) -> Result<(), NetnsError> {
+pub(crate) fn enter(namespace: BorrowedFd<'_>) -> Result<(), NetnsError> {
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Enter { source: errno.into() })
 }
 

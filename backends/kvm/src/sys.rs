@@ -10,6 +10,34 @@ pub(crate) fn received(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Takes ownership of a descriptor that the process inherited under a known number.
+///
+/// # Errors
+/// No descriptor is open under it.
+pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD reads a flag of the descriptor table and touches no memory of ours.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFD) }.into())?;
+    // SAFETY: the descriptor is open, as just seen, and was given to this process by number to be its owner: the caller
+    // adopts each number once, at the start, before anything else could have opened it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Keeps the allocator small: one arena for all threads, and what is free at its end goes back to the kernel.
+pub(crate) fn keep_memory_small() {
+    // SAFETY: the function sets parameters of the allocator; before there are threads, as its caller sees to.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
+    }
+}
+
+/// Ends the process at once with this status. Process 1 of a PID namespace cannot abort: signals of its own do nothing to it.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: the function takes a number and does not come back.
+    unsafe { libc::_exit(status) }
+}
+
 /// Makes `user` the real, effective and saved user and group of this thread, and of no other: the C library's functions
 /// would change all threads.
 ///

@@ -76,18 +76,28 @@ pub struct Begin {
     pub restore: Option<(RawFd, RawFd)>,
 }
 
-/// The guest's sockets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+impl Begin {
+    /// The numbers of all descriptors that the process was started with, but its standard ones and the control socket.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let restore = self.restore.into_iter().flat_map(|(state, memory)| [state, memory]);
+        [self.kvm, self.console, self.vsock.listener]
+            .into_iter()
+            .chain(self.kernel)
+            .chain(self.initrd)
+            .chain(restore)
+            .chain(self.disks.iter().map(|(_, _, fd)| *fd))
+            .chain(self.networks.iter().flat_map(|(_, _, queues)| queues.iter().copied()))
+    }
+}
+
+/// The guest's sockets. Connections that the guest begins are refused: nothing on the host waits for any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vsock {
     /// The guest's context id.
     pub guest_cid: u32,
     /// The listening Unix socket for connections to the guest.
     pub listener: RawFd,
-    /// The directory with the sockets that the guest's own connections go to.
-    pub directory: RawFd,
-    /// Their names up to the underscore and the port.
-    pub prefix: String,
 }
 
 /// The shared directory.

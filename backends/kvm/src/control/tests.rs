@@ -47,8 +47,7 @@ fn request() -> impl Strategy<Value = Request> {
 fn begin() -> impl Strategy<Value = Begin> {
     let numbers = (any::<i32>(), proptest::option::of(any::<i32>()), proptest::option::of(any::<i32>()), any::<i32>());
     let sizes = (any::<u8>(), any::<u8>(), memory(), memory());
-    let vsock = (any::<u32>(), any::<i32>(), any::<i32>(), text())
-        .prop_map(|(guest_cid, listener, directory, prefix)| Vsock { guest_cid, listener, directory, prefix });
+    let vsock = any::<(u32, i32)>().prop_map(|(guest_cid, listener)| Vsock { guest_cid, listener });
     let share = proptest::option::of((text(), text()).prop_map(|(tag, root)| Share {
         tag,
         root: root.into(),

@@ -1,9 +1,10 @@
 //! What is particular to machines that are processes.
 
-use crate::fixture::Board;
+use crate::fixture::{Board, KERNEL};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
+use stockade_contract_guest::machines::guest;
 use stockade_hypervisor::contract::{Machine, slowness};
 use stockade_hypervisor::{DeviceConfig, ExitCause, HypervisorError, NetQueueFds, ProcessRole, StopDeadlines, VmState};
 use stockade_qemu::{MachineType, QemuBackend, QemuOptions};
@@ -96,7 +97,7 @@ fn a_killed_supervisor_takes_both_processes_along() {
     let directory = tempfile::tempdir().unwrap();
     let mut supervisor = std::process::Command::new(crate::fixture::HELPER)
         .arg("supervise")
-        .args([&crate::fixture::guest().join("vmlinuz"), directory.path()])
+        .args([&guest(KERNEL).join(KERNEL), directory.path()])
         .arg(crate::fixture::accelerator())
         .stdout(std::process::Stdio::piped())
         .spawn()

@@ -1,14 +1,13 @@
 //! What the contract tests run beside QEMU, in one program so that they need no other package: as process 1 it is /init
 //! of the contract's guest, with the verb `vhost-user` it is the device process, with `supervise` a supervisor to kill.
 
-mod guest;
 mod supervise;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
-        return guest::init();
+        return stockade_contract_guest::init();
     }
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {

@@ -13,8 +13,9 @@ use std::process::ExitCode;
 const PORT: u32 = 1024;
 const ANY_CID: u32 = u32::MAX;
 
-/// Never returns but by an error, which makes the kernel panic: just what the host must notice then.
-pub(crate) fn init() -> ExitCode {
+/// What process 1 of the guest does. Never returns but by an error, which makes the kernel panic: just what the host must
+/// notice then.
+pub fn init() -> ExitCode {
     if let Err(e) = serve() {
         eprintln!("contract guest: {e}");
     }

@@ -1,0 +1,291 @@
+//! Starting a machine's process, with everything that it needs open already.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use stockade_hypervisor::{
+    BootSource, DeviceConfig, ExitCause, HypervisorError, MiB, NetQueueFds, Operation, ProcessRole, VmConfig,
+    hybrid_vsock,
+};
+use stockade_machine_process::console::{Console, create_log};
+use stockade_machine_process::process::{Launch, Process, SpawnError};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::KvmOptions;
+use super::devices::Device;
+use super::exit::{self, Stopping};
+use crate::control::{self, Answer, Begin, Client, ClientError, Disk, Network, Request, Seen, Share, Vsock};
+use crate::jail::user_of;
+use crate::machine::COMMAND_LINE;
+
+/// The agent's socket in the sandbox's directory.
+pub(super) const SOCKET: &str = "vsock.sock";
+
+/// The steps in which memory can be plugged, in MiB: what Linux adds at least.
+const PLUG_STEP: u32 = 128;
+
+/// A machine that runs.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) process: Process,
+    pub(super) client: Client,
+    /// Reads the console until its end.
+    pub(super) console: JoinHandle<()>,
+    /// The guest's kernel has said that it panics.
+    pub(super) panicked: Arc<AtomicBool>,
+}
+
+/// A start that failed and left nothing behind.
+#[derive(Debug)]
+pub(super) struct LaunchError {
+    pub(super) error: HypervisorError,
+    /// How the machine ended, for those who ask later.
+    pub(super) cause: ExitCause,
+}
+
+impl From<HypervisorError> for LaunchError {
+    fn from(error: HypervisorError) -> Self {
+        Self { error, cause: ExitCause::NeverStarted }
+    }
+}
+
+impl From<SpawnError> for LaunchError {
+    fn from(error: SpawnError) -> Self {
+        HypervisorError::host(Operation::Start, error.what, error.source).into()
+    }
+}
+
+fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> HypervisorError {
+    let what = what.into();
+    move |source| HypervisorError::host(Operation::Start, what, source)
+}
+
+/// Opens a file of the machine's; the kernel's errors name no file.
+pub(super) fn open(path: &Path, write: bool, operation: Operation) -> Result<OwnedFd, HypervisorError> {
+    let opened = File::options().read(true).write(write).open(path);
+    opened.map(Into::into).map_err(|e| HypervisorError::host(operation, format!("open {}", path.display()), e))
+}
+
+/// Descriptors that the process inherits under their numbers.
+#[derive(Debug, Default)]
+struct Passed(Vec<Arc<OwnedFd>>);
+
+impl Passed {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> RawFd {
+        let fd = Arc::new(fd.into());
+        let number = fd.as_raw_fd();
+        self.0.push(fd);
+        number
+    }
+
+    /// A copy of each, since the process takes each number once and a tap's may be passed twice.
+    fn copies(&mut self, queues: &NetQueueFds) -> Result<Vec<RawFd>, HypervisorError> {
+        queues.0.iter().map(|fd| Ok(self.add(fd.try_clone().map_err(host("copy a tap's descriptor"))?))).collect()
+    }
+}
+
+/// How much may be plugged later.
+pub(super) fn hotplug_memory(config: &VmConfig) -> MiB {
+    let room = config.max_memory.0.saturating_sub(config.memory.0);
+    MiB(room - room % PLUG_STEP)
+}
+
+/// The launch of the process, its description, and our ends of its sockets.
+struct Plan {
+    launch: Launch,
+    begin: Begin,
+    control: OwnedFd,
+    console: StdStream,
+    log: Option<File>,
+}
+
+fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<Plan, HypervisorError> {
+    let start = Operation::Start;
+    let mut passed = Passed::default();
+    let (control, control_end) = control::pair().map_err(host("make a socket pair for the control messages"))?;
+    let (console, console_end) = StdStream::pair().map_err(host("make a socket pair for the console"))?;
+    let log = match &config.console_log {
+        Some(path) => Some(create_log(path).map_err(host(format!("make the console's log {}", path.display())))?),
+        None => None,
+    };
+    let mut disks = Vec::new();
+    let initrd = match &config.boot {
+        BootSource::Initrd(path) => Some(path),
+        BootSource::Image { image, initrd } => {
+            let fd = passed.add(open(image, false, start)?);
+            disks.push(("boot".to_owned(), Disk { read_only: true }, fd));
+            initrd.as_ref()
+        }
+    };
+    let mut share = None;
+    let mut networks = Vec::new();
+    for Device { id, config } in devices {
+        let id = id.0.clone();
+        match config {
+            DeviceConfig::Share { tag, source, cache } => {
+                share = Some(Share { tag: tag.clone(), root: source.clone(), cache: *cache });
+            }
+            DeviceConfig::Block { path, read_only } => {
+                let fd = passed.add(open(path, !read_only, start)?);
+                disks.push((id, Disk { read_only: *read_only }, fd));
+            }
+            DeviceConfig::Net { mac, queues, mtu } => {
+                networks.push((id, Network { mac: *mac, mtu: *mtu }, passed.copies(queues)?));
+            }
+        }
+    }
+    let size = |vcpus: u32| u8::try_from(vcpus).unwrap_or(u8::MAX);
+    let socket = config.run_dir.join(SOCKET);
+    let begin = Begin {
+        kvm: passed.add(open(&options.device, true, start)?),
+        kernel: Some(passed.add(open(&config.kernel.0, false, start)?)),
+        initrd: initrd.map(|path| open(path, false, start)).transpose()?.map(|fd| passed.add(fd)),
+        cmdline: command_line(options, config),
+        console: passed.add(console_end),
+        vcpus: size(config.vcpus),
+        max_vcpus: size(config.max_vcpus),
+        memory: config.memory,
+        hotplug_memory: hotplug_memory(config),
+        vsock: Vsock {
+            guest_cid: config.guest_cid,
+            listener: passed.add(hybrid_vsock::bind(&socket).map_err(host(format!("listen on {}", socket.display())))?),
+        },
+        share,
+        disks,
+        networks,
+        reclaim: options.reclaim,
+        seccomp: options.seccomp,
+        user: user_of(std::process::id()),
+        restore: None,
+    };
+    let mut args = options.verb.clone();
+    args.push(format!("control={}", passed.add(control_end)).into());
+    let launch = Launch {
+        role: ProcessRole::Hypervisor,
+        program: options.stockade_exe.clone(),
+        shown_as: Some("stockade"),
+        args,
+        keep: passed.0,
+        // It makes one of its own, which is empty; the taps are open.
+        netns: None,
+        pid_namespace: true,
+    };
+    Ok(Plan { launch, begin, control, console, log })
+}
+
+/// The kernel's command line: what the machine and its end need, then what the configuration says, which has the last word.
+fn command_line(options: &KvmOptions, config: &VmConfig) -> String {
+    // A panic, and a reboot, end the machine at once.
+    let mut params = vec![COMMAND_LINE, "panic=-1", "reboot=t"];
+    if !options.debug {
+        params.push("quiet");
+    }
+    params.extend(config.kernel_params.iter().map(String::as_str));
+    params.join(" ")
+}
+
+/// Starts the machine; returns when its vCPUs may run.
+pub(super) async fn launch(
+    options: &KvmOptions,
+    config: &VmConfig,
+    devices: &[Device],
+    cancel: &CancellationToken,
+) -> Result<Launched, LaunchError> {
+    let plan = plan(options, config, devices)?;
+    let process = Process::launch(plan.launch).await?;
+    let panicked = Arc::new(AtomicBool::new(false));
+    let talk = async {
+        let console = asynchronous(plan.console)?;
+        let sink = Console::new(config.console.clone(), plan.log, Arc::clone(&panicked));
+        let console = tokio::spawn(sink.read(console));
+        let client = Client::new(plan.control).map_err(host("watch the control socket"))?;
+        Ok::<_, HypervisorError>((client, console))
+    };
+    let (client, console) = match talk.await {
+        Ok(ends) => ends,
+        Err(error) => {
+            process.signal(libc::SIGKILL);
+            process.ended().await;
+            return Err(LaunchError::from(error));
+        }
+    };
+    let started = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Failure::Cancelled),
+        started = tokio::time::timeout(options.start_limit, start(&client, plan.begin, options)) => match started {
+            Ok(started) => started,
+            Err(_) => Err(Failure::Late),
+        },
+    };
+    let failure = match started {
+        Ok(()) => return Ok(Launched { process, client, console, panicked }),
+        Err(failure) => failure,
+    };
+    // A process that has closed its socket is ending, and says why.
+    if !matches!(failure, Failure::Closed) {
+        process.signal(libc::SIGKILL);
+    }
+    let (ended, seen) = exit::ended(&process, client.seen()).await;
+    let operation = Operation::Start;
+    Err(match failure {
+        Failure::Refused(message) => HypervisorError::Refused { operation, message }.into(),
+        Failure::Late => HypervisorError::Timeout { operation, limit: options.start_limit }.into(),
+        Failure::Cancelled => {
+            let cause = ExitCause::NeverStarted;
+            LaunchError { error: HypervisorError::Exited { operation, cause: cause.clone() }, cause }
+        }
+        Failure::Closed => {
+            let cause = exit::cause(&ended, &seen, exit::has_panicked(&panicked), Stopping::No);
+            LaunchError { error: HypervisorError::Exited { operation, cause: cause.clone() }, cause }
+        }
+    })
+}
+
+/// Why a process that was spawned has no running machine.
+enum Failure {
+    /// It has ended, or is about to.
+    Closed,
+    /// It said no.
+    Refused(String),
+    /// It did not answer in time.
+    Late,
+    /// Nobody wants it any more.
+    Cancelled,
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Closed => Self::Closed,
+            ClientError::Timeout(_) => Self::Late,
+            ClientError::Send(error) => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// Describes the machine, waits until it is built, and lets it run.
+async fn start(client: &Client, begin: Begin, options: &KvmOptions) -> Result<(), Failure> {
+    client.begin(begin).await?;
+    let mut seen = client.seen();
+    let built = |seen: &Seen| seen.ready || seen.exited.is_some() || seen.closed;
+    match seen.wait_for(built).await {
+        Ok(seen) if seen.ready && seen.exited.is_none() => {}
+        _ => return Err(Failure::Closed),
+    }
+    match client.ask(Request::Start, &[], options.start_limit).await? {
+        Answer::Done => Ok(()),
+        Answer::Failed { message } => Err(Failure::Refused(control::bounded(&message))),
+        other => Err(Failure::Refused(format!("the order to start was answered by {other:?}"))),
+    }
+}
+
+fn asynchronous(stream: StdStream) -> Result<UnixStream, HypervisorError> {
+    stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)).map_err(host("watch the console's socket"))
+}

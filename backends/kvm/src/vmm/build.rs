@@ -1,0 +1,127 @@
+//! From the description to the machine.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use stockade_devices::fs::{CachePolicy, FsConfig, file_system};
+use stockade_devices::jail::Jailed;
+use stockade_devices::vsock::{Muxer, MuxerConfig};
+use stockade_hypervisor::{MiB, ShareCache};
+
+use super::{VmmError, host};
+use crate::control::{Begin, Disk, Network, Share, Vsock as VsockPart};
+use crate::devices::fs::Fs;
+use crate::devices::vsock::Vsock;
+use crate::jail::Jail;
+use crate::machine::{Console, Machine, MachineConfig, Size, SlotIndex, VcpuHook};
+use crate::sys;
+use crate::virtio::VirtioDevice;
+
+/// How long a vCPU waits for a supervisor that does not read the console; what it wrote is lost then.
+const CONSOLE_WAIT: Duration = Duration::from_millis(100);
+
+/// A machine, and its devices by the supervisor's names.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) machine: Machine,
+    pub(super) slots: BTreeMap<String, SlotIndex>,
+    /// Memory that the guest is offered.
+    pub(super) memory: MiB,
+}
+
+/// The descriptors that the process was started with; each is taken once.
+struct Inherited(Vec<(RawFd, Option<OwnedFd>)>);
+
+impl Inherited {
+    fn adopt(begin: &Begin) -> Result<Self, VmmError> {
+        let mut adopted: Vec<(RawFd, Option<OwnedFd>)> = Vec::new();
+        for number in begin.descriptors() {
+            if adopted.iter().any(|(known, _)| *known == number) {
+                let source = io::Error::new(io::ErrorKind::AlreadyExists, "it is named twice");
+                return Err(VmmError::Descriptor { number, source });
+            }
+            let fd = sys::adopt(number).map_err(|source| VmmError::Descriptor { number, source })?;
+            adopted.push((number, Some(fd)));
+        }
+        Ok(Self(adopted))
+    }
+
+    fn take(&mut self, number: RawFd) -> Result<OwnedFd, VmmError> {
+        let found = self.0.iter_mut().find(|(known, _)| *known == number).and_then(|(_, fd)| fd.take());
+        found.ok_or_else(|| VmmError::Descriptor { number, source: io::ErrorKind::NotFound.into() })
+    }
+}
+
+/// Makes the machine and its devices. Their threads begin here, with the privileges that they need.
+pub(super) fn build(begin: Begin, jail: &Jail, jailed: Jailed) -> Result<Built, VmmError> {
+    let mut inherited = Inherited::adopt(&begin)?;
+    let console = UnixStream::from(inherited.take(begin.console)?);
+    console.set_write_timeout(Some(CONSOLE_WAIT)).map_err(host("limit the wait for the console's reader"))?;
+    let kvm = inherited.take(begin.kvm)?;
+    let kernel = match begin.kernel {
+        Some(kernel) => File::from(inherited.take(kernel)?),
+        None => return Err(VmmError::OutOfOrder),
+    };
+    let initrd = begin.initrd.map(|initrd| inherited.take(initrd)).transpose()?.map(File::from);
+    let on_vcpu = jail.clone();
+    let config = MachineConfig {
+        size: Size {
+            memory: begin.memory,
+            hotplug_memory: begin.hotplug_memory,
+            vcpus: begin.vcpus,
+            max_vcpus: begin.max_vcpus,
+        },
+        kernel,
+        initrd,
+        cmdline: begin.cmdline,
+        console: Console(Box::new(console)),
+        vcpu_hook: VcpuHook::new(move || on_vcpu.vcpu().map_err(io::Error::other)),
+    };
+    let mut machine = Machine::new(kvm, config)?;
+    let mut slots = BTreeMap::new();
+    slots.insert("vsock".to_owned(), machine.attach(Box::new(vsock(begin.vsock, &mut inherited)?))?);
+    if let Some(share) = begin.share {
+        slots.insert(share.tag.clone(), machine.attach(Box::new(fs(share, jailed)?))?);
+    }
+    Ok(Built { machine, slots, memory: begin.memory })
+}
+
+fn vsock(part: VsockPart, inherited: &mut Inherited) -> Result<Vsock, VmmError> {
+    let listener = inherited.take(part.listener)?;
+    let config = MuxerConfig { guest_cid: u64::from(part.guest_cid), listener, host_sockets: None };
+    Ok(Vsock::new(Muxer::new(config)?))
+}
+
+fn fs(share: Share, jailed: Jailed) -> Result<Fs, VmmError> {
+    let file_system = file_system(FsConfig {
+        // The jail's root is the share.
+        root: PathBuf::from("/"),
+        cache: match share.cache {
+            ShareCache::Never => CachePolicy::Never,
+            ShareCache::Metadata => CachePolicy::Metadata,
+            ShareCache::Auto => CachePolicy::Auto,
+            ShareCache::Always => CachePolicy::Always,
+        },
+        threads: 0,
+        proc_self_fd: Some(jailed.proc_self_fd),
+        descriptor_limit: jailed.descriptor_limit,
+    })?;
+    Ok(Fs::new(&share.tag, file_system, 1)?)
+}
+
+/// A disk on the one descriptor that came for it.
+pub(super) fn disk(disk: Disk, descriptors: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, VmmError> {
+    drop((disk, descriptors));
+    Err(VmmError::OutOfOrder)
+}
+
+/// A network interface on a descriptor for each queue.
+pub(super) fn network(network: Network, descriptors: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, VmmError> {
+    drop((network, descriptors));
+    Err(VmmError::OutOfOrder)
+}

@@ -1,0 +1,147 @@
+//! Serving the supervisor's requests and the machine's events, until the machine ends.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::sys::signalfd::SignalFd;
+use stockade_hypervisor::MiB;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::build::{self, Built};
+use super::{VmmError, chain, host};
+use crate::control::{self, Added, Answer, Counters, Event, ExitReason, FromVmm, Request, Sized, ToVmm, bounded};
+use crate::jail::Jail;
+use crate::machine::{MachineError, MachineEvent};
+
+/// What is waited for; the tokens of epoll.
+const CONTROL: u64 = 0;
+const EVENTS: u64 = 1;
+const SIGNALS: u64 = 2;
+
+/// Serves until the end, and says what it was.
+pub(super) fn serve(
+    control: &OwnedFd,
+    signals: &SignalFd,
+    built: &mut Built,
+    jail: &Jail,
+) -> Result<ExitReason, VmmError> {
+    let events = built.machine.events();
+    let epoll = Epoll::new().map_err(host("make an epoll descriptor"))?;
+    for (fd, token) in [(control.as_raw_fd(), CONTROL), (events.as_raw_fd(), EVENTS), (signals.as_raw_fd(), SIGNALS)] {
+        epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+            .map_err(host("watch a descriptor"))?;
+    }
+    loop {
+        let mut ready = [EpollEvent::default(); 3];
+        let count = match epoll.wait(-1, &mut ready) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(host("wait for requests")(error)),
+        };
+        let is_ready = |token| ready.iter().take(count).any(|event| event.data() == token);
+        // What ended the machine goes before what is asked of it.
+        while let Some(event) = events.take() {
+            match event {
+                MachineEvent::Shutdown => return Ok(ExitReason::Shutdown),
+                MachineEvent::Reset(_) => return Ok(ExitReason::Reset),
+                MachineEvent::Panic => control::send(control.as_fd(), &FromVmm::Event(Event::Panicked), &[])?,
+                MachineEvent::Failed(message) => return Ok(ExitReason::Failed { message: bounded(&message) }),
+            }
+        }
+        if is_ready(SIGNALS)
+            && let Ok(Some(signal)) = signals.read_signal()
+        {
+            return Ok(ExitReason::Signal(i32::try_from(signal.ssi_signo).unwrap_or(0)));
+        }
+        if is_ready(CONTROL)
+            && let Some(reason) = request(control, built, jail)?
+        {
+            return Ok(reason);
+        }
+    }
+}
+
+/// Takes one request and answers it; `Some` when it was the order to end.
+fn request(control: &OwnedFd, built: &mut Built, jail: &Jail) -> Result<Option<ExitReason>, VmmError> {
+    let (message, descriptors) = control::receive::<ToVmm>(control.as_fd())?;
+    let ToVmm::Request { id, request } = message else { return Err(VmmError::OutOfOrder) };
+    let quit = request == Request::Quit;
+    let answer = if quit { Answer::Done } else { answer(request, descriptors, built, jail)? };
+    control::send(control.as_fd(), &FromVmm::Answer { id, answer }, &[])?;
+    Ok(quit.then_some(ExitReason::Quit))
+}
+
+/// Does what is asked. What fails is answered; an error here is one that the process cannot go on after.
+fn answer(request: Request, descriptors: Vec<OwnedFd>, built: &mut Built, jail: &Jail) -> Result<Answer, VmmError> {
+    let machine = &mut built.machine;
+    let done = |result: Result<(), MachineError>| match result {
+        Ok(()) => Answer::Done,
+        Err(error) => failed(&error),
+    };
+    Ok(match request {
+        Request::Start => {
+            let started = machine.start();
+            // From here on the guest runs, on threads that are confined; this one starts none of those any more.
+            jail.main()?;
+            done(started)
+        }
+        Request::Pause => done(machine.pause()),
+        Request::Resume => done(machine.resume()),
+        Request::Add { id, device } => add(id, device, descriptors, built),
+        Request::Remove { id } => match built.slots.get(&id) {
+            None => Answer::Failed { message: "there is no such device".to_owned() },
+            Some(slot) => match machine.detach(*slot) {
+                Ok(()) => {
+                    built.slots.remove(&id);
+                    Answer::Done
+                }
+                Err(error) => failed(&error),
+            },
+        },
+        Request::Resize { vcpus, memory } => resize(vcpus, memory, built),
+        Request::Counters => {
+            Answer::Counters(Box::new(Counters { exits: machine.exits().total(), devices: Vec::new() }))
+        }
+        Request::Balloon { .. } | Request::Save | Request::PowerButton => {
+            Answer::Unsupported { reason: "this machine cannot".to_owned() }
+        }
+        // Answered by the caller.
+        Request::Quit => Answer::Done,
+    })
+}
+
+/// Changes the machine's size. Answers with what the guest is offered: it takes its time to use it.
+fn resize(vcpus: Option<u8>, memory: Option<MiB>, built: &mut Built) -> Answer {
+    if memory.is_some_and(|memory| memory != built.memory) {
+        return Answer::Unsupported { reason: "it has the memory of its boot".to_owned() };
+    }
+    let vcpus = match vcpus.map(|count| built.machine.resize_vcpus(count)).transpose() {
+        Ok(count) => count.unwrap_or_else(|| built.machine.vcpus()),
+        Err(error) => return failed(&error),
+    };
+    Answer::Sized(Sized { vcpus, memory: built.memory })
+}
+
+/// Plugs a device in.
+fn add(id: String, device: Added, descriptors: Vec<OwnedFd>, built: &mut Built) -> Answer {
+    if built.slots.contains_key(&id) {
+        return Answer::Failed { message: "there is such a device already".to_owned() };
+    }
+    let made = match device {
+        Added::Disk(disk) => build::disk(disk, descriptors),
+        Added::Network(network) => build::network(network, descriptors),
+    };
+    let attached = made.and_then(|device| Ok(built.machine.attach(device)?));
+    match attached {
+        Ok(slot) => {
+            built.slots.insert(id, slot);
+            Answer::Done
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> Answer {
+    Answer::Failed { message: bounded(&chain(error)) }
+}

@@ -142,8 +142,8 @@ fn main() -> Result<Allowed, JailError> {
     // starts them.
     allowed.calls(EVENTS).calls(OPEN_FILES).calls(&[libc::SYS_recvmsg, libc::SYS_sendmsg]).threads()?;
     allowed.argument(libc::SYS_ioctl, 1, &BLOCK_DEVICE)?.argument(libc::SYS_ioctl, 1, &TAP)?;
-    // Those threads add a filter of their own.
-    allowed.calls(&[libc::SYS_seccomp]);
+    // Those threads look whether they have privileges to give up, and add a filter of their own.
+    allowed.calls(&[libc::SYS_geteuid, libc::SYS_seccomp]);
     allowed.argument(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS.cast_unsigned().into()])?;
     allowed.rule(
         libc::SYS_ioctl,

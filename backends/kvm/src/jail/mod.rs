@@ -25,7 +25,6 @@ pub mod filters;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
@@ -72,8 +71,6 @@ pub struct Jail {
 struct Inner {
     user: u32,
     filters: Option<Filters>,
-    /// The main thread has confined itself, so that a thread which it starts has given everything up already.
-    closed: AtomicBool,
 }
 
 /// Moves the process into its jail; it must have one thread, and be root. What needs the share's privileges is to be
@@ -103,8 +100,7 @@ pub fn enter(config: &JailConfig) -> Result<(Jail, Jailed), JailError> {
         keep_nothing()?;
     }
     protect()?;
-    let inner = Inner { user: config.user, filters, closed: AtomicBool::new(config.share.is_none()) };
-    Ok((Jail { inner: Arc::new(inner) }, jailed))
+    Ok((Jail { inner: Arc::new(Inner { user: config.user, filters }) }, jailed))
 }
 
 /// Becomes a user that owns nothing, this thread alone. For a thread with other capabilities than those that the change
@@ -148,7 +144,6 @@ impl Jail {
     /// A step failed; the process must end.
     pub fn give_up_privileges(&self) -> Result<(), JailError> {
         self.give_up()?;
-        self.inner.closed.store(true, Ordering::Release);
         // The change of the user has undone both.
         protect()
     }
@@ -162,7 +157,8 @@ impl Jail {
     }
 
     fn give_up(&self) -> Result<(), JailError> {
-        if self.inner.closed.load(Ordering::Acquire) {
+        // The kernel's word on this very thread: one that was started by a thread which had given everything up has nothing.
+        if nix::unistd::geteuid().as_raw() == self.inner.user {
             return Ok(());
         }
         become_user(self.inner.user)?;

@@ -127,7 +127,11 @@ fn tell(control: &OwnedFd, reason: ExitReason) {
     let _ = control::send(control.as_fd(), &FromVmm::Event(Event::Exited { reason }), &[]);
 }
 
-fn control_socket(arguments: &[String]) -> Result<OwnedFd, VmmError> {
+/// The control socket, by its argument.
+///
+/// # Errors
+/// It is not named, or not open.
+pub fn control_socket(arguments: &[String]) -> Result<OwnedFd, VmmError> {
     let number = match arguments {
         [only] => only.strip_prefix("control=").and_then(|number| number.parse().ok()),
         _ => None,

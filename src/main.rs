@@ -16,6 +16,8 @@ fn main() -> ExitCode {
             // Its arguments are ours, and text.
             stockade_devices::vhost_user::main(arguments.map(|argument| argument.to_string_lossy().into_owned()))
         }
+        // It ends itself on a panic, in its own way.
+        Some("vmm") => stockade_kvm::vmm::main(arguments.map(|argument| argument.to_string_lossy().into_owned())),
         _ => cli::main([program].into_iter().chain(verb).chain(arguments)),
     }
 }

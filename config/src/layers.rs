@@ -83,6 +83,9 @@ const WITHOUT_EFFECT: [&str; 18] = [
     "vm_cache_number",
 ];
 
+/// Full names of options that have an effect although their namesakes in other tables have none.
+const WITH_EFFECT: [&str; 1] = ["hypervisor.kvm.reclaim_guest_freed_memory"];
+
 /// A checked configuration that knows where its values came from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Loaded {
@@ -155,7 +158,7 @@ impl Loaded {
     pub fn without_effect(&self) -> Vec<(String, Origin)> {
         let inert = |key: &&String| {
             let name = key.rsplit('.').next().unwrap_or(key);
-            WITHOUT_EFFECT.contains(&name) || key.starts_with("hypervisor.kvm.")
+            WITHOUT_EFFECT.contains(&name) && !WITH_EFFECT.contains(&key.as_str())
         };
         self.origins.keys().filter(inert).map(|key| (key.clone(), self.origin(key))).collect()
     }

@@ -332,11 +332,12 @@ proptest! {
 
 #[test]
 fn an_option_that_nothing_acts_on_is_named_with_its_place_when_it_is_set() {
-    let text = "[hypervisor.qemu]\ndefault_memory = 300\nmemory_slots = 3\n[hypervisor.kvm]\ndefault_memory = 300\n";
+    let text = "[hypervisor.qemu]\ndefault_memory = 300\nmemory_slots = 3\nreclaim_guest_freed_memory = true\n\
+                [hypervisor.kvm]\ndefault_memory = 300\nreclaim_guest_freed_memory = true\n";
     let loaded = Config::load(&lookup(&root(&[(ETC, text)]))).unwrap();
     let inert = loaded.without_effect();
     let keys: Vec<&str> = inert.iter().map(|(key, _)| key.as_str()).collect();
-    assert_eq!(keys, ["hypervisor.kvm.default_memory", "hypervisor.qemu.memory_slots"]);
+    assert_eq!(keys, ["hypervisor.qemu.memory_slots", "hypervisor.qemu.reclaim_guest_freed_memory"]);
     assert!(inert.iter().all(|(_, origin)| matches!(origin, Origin::File(_))), "{inert:?}");
     assert_eq!(Loaded::built_in().without_effect(), []);
 }

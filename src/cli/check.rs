@@ -141,12 +141,13 @@ fn examine(context: &Context) -> Report {
         }
     };
     let host = Section::new("host", host);
-    let backends = vec![Section::new("qemu", qemu(&config)), Section::new("kvm", kvm())];
+    let backends = vec![Section::new("kvm", kvm(&config)), Section::new("qemu", qemu(&config))];
     conclude(host, backends, config.runtime.hypervisor)
 }
 
 fn conclude(host: Section, backends: Vec<Section>, choice: HypervisorChoice) -> Report {
     let wanted = |section: &&Section| choice == HypervisorChoice::Auto || section.name == choice.as_str();
+    // In the order of preference.
     let backend = backends.iter().filter(wanted).find(|section| section.usable);
     let ok = host.usable && backend.is_some();
     let conclusion = match backend {
@@ -259,8 +260,20 @@ fn guest_files(machine: &MachineOptions) -> Vec<Finding> {
         .collect()
 }
 
-fn kvm() -> Vec<Finding> {
-    vec![Finding::bad("built-in monitor", "this build has none", "use the backend qemu")]
+fn kvm(config: &Config) -> Vec<Finding> {
+    let probe = kvm_probe();
+    let monitor = if probe.usable {
+        Finding::good("built-in monitor", probe.reason)
+    } else {
+        Finding::bad("built-in monitor", probe.reason, "use the backend qemu, which can emulate a processor")
+    };
+    let mut findings = vec![monitor];
+    if config.hypervisor.kvm.disable_seccomp {
+        let found = "[hypervisor.kvm] disable_seccomp: the monitor's system calls are not filtered";
+        findings.push(Finding::limited("jail", found, "set it to false but for finding faults"));
+    }
+    findings.extend(guest_files(config.machine(Backend::Kvm)));
+    findings
 }
 
 #[cfg(test)]

@@ -1,14 +1,18 @@
 //! Which backend runs a sandbox. The only file of the supervisor that names backends.
 
+mod kvm;
 mod qemu;
 
 use crate::error::{ErrorKind, OpError};
 use crate::ids::SandboxId;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stockade_config::{Backend, Config, HypervisorChoice, ImageRoot, guest_kernel_params};
-use stockade_hypervisor::{BootSource, ConsoleSink, Hypervisor, KernelImage, MiB, VmConfig};
+use stockade_hypervisor::{BootSource, ConsoleSink, Hypervisor, HypervisorError, KernelImage, MiB, VmConfig};
+use stockade_machine_process::probe::{KvmProbe, kvm_probe};
 
 /// A backend, and why it was chosen.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -21,13 +25,13 @@ pub struct ChosenBackend {
 
 /// Makes machines.
 pub trait Backends: fmt::Debug + Send + Sync {
-    /// The backend that a choice means on this host.
+    /// The backend that a choice means on this host. Blocks for a probe of the host, a millisecond or so.
     ///
     /// # Errors
     /// None of it can run here; says why.
     fn choose(&self, choice: HypervisorChoice) -> Result<ChosenBackend, OpError>;
 
-    /// A new machine. Blocks for a probe of the host, a millisecond or so.
+    /// A new machine. Blocks likewise.
     ///
     /// # Errors
     /// The configuration cannot be used.
@@ -47,13 +51,13 @@ impl Backends for BuiltIn {
             HypervisorChoice::Qemu => {
                 Ok(ChosenBackend { backend: Backend::Qemu, reason: "[runtime] hypervisor = \"qemu\"".into() })
             }
-            HypervisorChoice::Auto => Ok(ChosenBackend {
-                backend: Backend::Qemu,
-                reason: "[runtime] hypervisor = \"auto\": QEMU is the backend that this build has".into(),
-            }),
+            HypervisorChoice::Auto => Ok(automatic(&kvm_probe())),
             HypervisorChoice::Kvm => {
-                let what = "[runtime] hypervisor = \"kvm\": this build has no built-in KVM backend; use \"qemu\" or \"auto\"";
-                Err(OpError::new(ErrorKind::InvalidArgument, what))
+                let probe = kvm_probe();
+                if !probe.usable {
+                    return Err(OpError::new(ErrorKind::InvalidArgument, kvm::refusal(&probe)));
+                }
+                Ok(ChosenBackend { backend: Backend::Kvm, reason: "[runtime] hypervisor = \"kvm\"".into() })
             }
         }
     }
@@ -61,10 +65,32 @@ impl Backends for BuiltIn {
     fn make(&self, config: &Config, chosen: &ChosenBackend) -> Result<Arc<dyn Hypervisor>, OpError> {
         match chosen.backend {
             Backend::Qemu => Ok(qemu::make(config, &self.executable)?),
-            Backend::Kvm => Err(OpError::new(ErrorKind::Unimplemented, "this build has no built-in KVM backend")),
+            Backend::Kvm => Ok(kvm::make(config, &self.executable)?),
         }
     }
 }
+
+/// The built-in monitor where KVM runs stock guests, else QEMU, which can emulate a processor.
+fn automatic(probe: &KvmProbe) -> ChosenBackend {
+    let (backend, what) = if probe.usable { (Backend::Kvm, "the built-in monitor") } else { (Backend::Qemu, "QEMU") };
+    ChosenBackend { backend, reason: format!("[runtime] hypervisor = \"auto\": {what}, as {}", probe.reason) }
+}
+
+/// Refuses what is no kernel: a monitor's words for it name neither the option nor the file. That it is there is checked
+/// with the rest of the machine's configuration.
+fn bootable(kernel: &Path) -> Result<(), HypervisorError> {
+    let Ok(mut file) = File::open(kernel) else { return Ok(()) };
+    let mut head = [0; BZIMAGE_MAGIC + 4];
+    let read = file.read_exact(&mut head);
+    if read.is_ok() && (head.starts_with(b"\x7fELF") || head[BZIMAGE_MAGIC..] == *b"HdrS") {
+        return Ok(());
+    }
+    let problem = format!("{} is neither a bzImage nor an ELF file", kernel.display());
+    Err(HypervisorError::Config { option: "kernel", problem })
+}
+
+/// Where the header of a bzImage has "HdrS" (Linux's boot protocol for x86).
+const BZIMAGE_MAGIC: usize = 0x202;
 
 /// What a machine of `sandbox` is made of; the network namespace and the devices are added by the caller.
 ///
@@ -133,4 +159,37 @@ fn host_memory() -> MiB {
         line.split_whitespace().next()?.parse::<u64>().ok()
     });
     MiB(kib.and_then(|kib| u32::try_from(kib / 1024).ok()).unwrap_or(1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_takes_the_built_in_monitor_where_kvm_works_and_says_why() {
+        let probe = |usable| KvmProbe { usable, reason: "so it is".into() };
+        assert_eq!(automatic(&probe(true)).backend, Backend::Kvm);
+        let other = automatic(&probe(false));
+        assert_eq!(other.backend, Backend::Qemu);
+        assert!(other.reason.contains("so it is") && other.reason.contains("QEMU"), "{}", other.reason);
+    }
+
+    #[test]
+    fn a_kernel_is_known_by_its_magic() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        let write = |at: usize, magic: &[u8]| {
+            let mut bytes = vec![0; 4096];
+            bytes[at..at + magic.len()].copy_from_slice(magic);
+            std::fs::write(&path, bytes).unwrap();
+        };
+        write(0, b"\x7fELF");
+        bootable(&path).unwrap();
+        write(BZIMAGE_MAGIC, b"HdrS");
+        bootable(&path).unwrap();
+        write(0, b"root:x:0");
+        assert!(bootable(&path).unwrap_err().to_string().contains("kernel"));
+        std::fs::write(&path, "x").unwrap();
+        bootable(&path).unwrap_err();
+    }
 }

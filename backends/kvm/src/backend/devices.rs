@@ -3,6 +3,7 @@
 use stockade_hypervisor::{BootSource, DeviceConfig, DeviceId, HypervisorError, VmConfig};
 
 use crate::control::DESCRIPTOR_LIMIT;
+use crate::devices::net::MAX_PAIRS;
 use crate::machine::SLOTS;
 
 /// Devices that are always there: vsock, the random number generator, the balloon, and pluggable memory.
@@ -71,14 +72,13 @@ impl Table {
 pub(super) fn check(device: &DeviceConfig) -> Result<(), HypervisorError> {
     device.validate()?;
     match device {
-        DeviceConfig::Net { queues, .. } if queues.0.len() > MAX_QUEUE_PAIRS => Err(HypervisorError::Config {
+        DeviceConfig::Net { queues, .. } if queues.0.len() > MAX_PAIRS => Err(HypervisorError::Config {
             option: "network interface",
-            problem: format!("{} queues are more than the {MAX_QUEUE_PAIRS} that this backend has", queues.0.len()),
+            problem: format!("{} queues are more than the {MAX_PAIRS} that this backend has", queues.0.len()),
         }),
         _ => Ok(()),
     }
 }
 
-/// Pairs of queues of a network interface: the transport has 64 queues, one of them for control.
-const MAX_QUEUE_PAIRS: usize = 31;
-const _: () = assert!(MAX_QUEUE_PAIRS <= DESCRIPTOR_LIMIT);
+/// A message has room for the queues of any interface.
+const _: () = assert!(MAX_PAIRS <= DESCRIPTOR_LIMIT);

@@ -57,6 +57,8 @@ pub struct JailConfig {
     pub user: u32,
     /// Install system call filters.
     pub seccomp: bool,
+    /// vCPUs may be plugged in.
+    pub vcpu_hotplug: bool,
     /// The size in bytes that files may grow to, where the process writes none of the host's: its own memory is one.
     pub file_size: Option<u64>,
 }
@@ -87,7 +89,7 @@ pub fn enter(config: &JailConfig) -> Result<(Jail, Jailed), JailError> {
         setrlimit(Resource::RLIMIT_FSIZE, size, size).map_err(failed("limit the size of files"))?;
     }
     nix::sys::prctl::set_no_new_privs().map_err(failed("forbid new privileges"))?;
-    let filters = config.seccomp.then(Filters::compile).transpose()?;
+    let filters = config.seccomp.then(|| Filters::compile(config.vcpu_hotplug)).transpose()?;
     if filters.is_some() {
         jail::seccomp::refuse_clone3()?;
     }

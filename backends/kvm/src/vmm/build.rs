@@ -1,6 +1,7 @@
 //! From the description to the machine.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -16,6 +17,7 @@ use stockade_hypervisor::{MiB, ShareCache};
 use super::{VmmError, host};
 use crate::control::{Begin, Disk, Network, Share, Vsock as VsockPart};
 use crate::devices::fs::Fs;
+use crate::devices::net::{Net, NetConfig};
 use crate::devices::vsock::Vsock;
 use crate::jail::Jail;
 use crate::machine::{Console, Machine, MachineConfig, Size, SlotIndex, VcpuHook};
@@ -88,6 +90,10 @@ pub(super) fn build(begin: Begin, jail: &Jail, jailed: Jailed) -> Result<Built, 
     if let Some(share) = begin.share {
         slots.insert(share.tag.clone(), machine.attach(Box::new(fs(share, jailed)?))?);
     }
+    for (id, part, queues) in begin.networks {
+        let taps = queues.into_iter().map(|queue| inherited.take(queue)).collect::<Result<_, _>>()?;
+        slots.insert(id, machine.attach(network(part, taps)?)?);
+    }
     Ok(Built { machine, slots, memory: begin.memory })
 }
 
@@ -120,8 +126,13 @@ pub(super) fn disk(disk: Disk, descriptors: Vec<OwnedFd>) -> Result<Box<dyn Virt
     Err(VmmError::OutOfOrder)
 }
 
-/// A network interface on a descriptor for each queue.
-pub(super) fn network(network: Network, descriptors: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, VmmError> {
-    drop((network, descriptors));
-    Err(VmmError::OutOfOrder)
+/// A network interface on a descriptor for each pair of queues.
+pub(super) fn network(network: Network, taps: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, VmmError> {
+    let net = Net::new(NetConfig { taps, mac: network.mac, mtu: Some(network.mtu) });
+    Ok(Box::new(net.map_err(failed("network"))?))
+}
+
+/// Names the device that could not be made.
+fn failed<E: Error + Send + Sync + 'static>(device: &'static str) -> impl FnOnce(E) -> VmmError {
+    move |source| VmmError::Device { device, source: Box::new(source) }
 }

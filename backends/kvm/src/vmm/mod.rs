@@ -175,6 +175,7 @@ pub fn begin(control: &OwnedFd, keep: &[RawFd]) -> Result<(Begin, Jail, stockade
         keep: begin.descriptors().chain(keep.iter().copied()).chain([control.as_raw_fd()]).collect(),
         user: begin.user,
         seccomp: begin.seccomp,
+        vcpu_hotplug: begin.max_vcpus > begin.vcpus,
         file_size: (!writes_files && begin.restore.is_none()).then_some(memory),
     };
     let (jail, jailed) = jail::enter(&config)?;

@@ -6,7 +6,7 @@ use crate::control::DESCRIPTOR_LIMIT;
 use crate::devices::net::MAX_PAIRS;
 use crate::machine::SLOTS;
 
-/// Devices that are always there: vsock, the random number generator, the balloon, and pluggable memory.
+/// Devices that may be there beside: vsock, the random number generator, the balloon, and pluggable memory.
 const BUILT_IN: usize = 4;
 
 /// A device that was added.

@@ -16,24 +16,42 @@ use stockade_hypervisor::{MiB, ShareCache};
 
 use super::{VmmError, host};
 use crate::control::{Begin, Disk, Network, Share, Vsock as VsockPart};
+use crate::devices::balloon::{Balloon, BalloonHandle};
 use crate::devices::fs::Fs;
+use crate::devices::mem::{Mem, MemConfig, MemHandle};
 use crate::devices::net::{Net, NetConfig};
+use crate::devices::rng::Rng;
 use crate::devices::vsock::Vsock;
 use crate::jail::Jail;
 use crate::machine::{Console, Machine, MachineConfig, Size, SlotIndex, VcpuHook};
 use crate::sys;
-use crate::virtio::VirtioDevice;
+use crate::virtio::{Threads, VirtioDevice};
 
 /// How long a vCPU waits for a supervisor that does not read the console; what it wrote is lost then.
 const CONSOLE_WAIT: Duration = Duration::from_millis(100);
+
+/// What is plugged at a time: Linux plugs pages of 2 MiB.
+const PLUG_BLOCK: u64 = 2 << 20;
 
 /// A machine, and its devices by the supervisor's names.
 #[derive(Debug)]
 pub(super) struct Built {
     pub(super) machine: Machine,
     pub(super) slots: BTreeMap<String, SlotIndex>,
+    /// Memory at boot.
+    pub(super) boot_memory: MiB,
+    /// Plugs more, if the machine may have more.
+    pub(super) plug: Option<MemHandle>,
+    /// The balloon, if the guest gives memory back.
+    pub(super) balloon: Option<BalloonHandle>,
+}
+
+impl Built {
     /// Memory that the guest is offered.
-    pub(super) memory: MiB,
+    pub(super) fn memory(&self) -> MiB {
+        let plugged = self.plug.as_ref().map_or(0, MemHandle::requested_bytes) >> 20;
+        MiB(self.boot_memory.0.saturating_add(u32::try_from(plugged).unwrap_or(u32::MAX)))
+    }
 }
 
 /// The descriptors that the process was started with; each is taken once.
@@ -83,9 +101,11 @@ pub(super) fn build(begin: Begin, jail: &Jail, jailed: Jailed) -> Result<Built, 
         cmdline: begin.cmdline,
         console: Console(Box::new(console)),
         vcpu_hook: VcpuHook::new(move || on_vcpu.vcpu().map_err(io::Error::other)),
+        threads: threads(jail),
     };
     let mut machine = Machine::new(kvm, config)?;
     let mut slots = BTreeMap::new();
+    slots.insert("rng".to_owned(), machine.attach(Box::new(Rng::new()))?);
     slots.insert("vsock".to_owned(), machine.attach(Box::new(vsock(begin.vsock, &mut inherited)?))?);
     if let Some(share) = begin.share {
         slots.insert(share.tag.clone(), machine.attach(Box::new(fs(share, jailed)?))?);
@@ -94,7 +114,34 @@ pub(super) fn build(begin: Begin, jail: &Jail, jailed: Jailed) -> Result<Built, 
         let taps = queues.into_iter().map(|queue| inherited.take(queue)).collect::<Result<_, _>>()?;
         slots.insert(id, machine.attach(network(part, taps)?)?);
     }
-    Ok(Built { machine, slots, memory: begin.memory })
+    let balloon = begin.reclaim.then(Balloon::new).transpose().map_err(host("make a descriptor for the balloon"))?;
+    let reclaimed = balloon.as_ref().map(Balloon::handle);
+    if let Some(balloon) = balloon {
+        slots.insert("balloon".to_owned(), machine.attach(Box::new(balloon))?);
+    }
+    let pluggable = pluggable(&machine)?;
+    let plug = pluggable.as_ref().map(Mem::handle);
+    if let Some(mem) = pluggable {
+        slots.insert("mem".to_owned(), machine.attach(Box::new(mem))?);
+    }
+    Ok(Built { machine, slots, boot_memory: begin.memory, plug, balloon: reclaimed })
+}
+
+/// Starts devices' threads in the jail.
+fn threads(jail: &Jail) -> Threads {
+    let jail = jail.clone();
+    Threads::new(move |kind| jail.thread(kind).map_err(io::Error::other))
+}
+
+/// The device of the memory that can be plugged, if there may be any.
+fn pluggable(machine: &Machine) -> Result<Option<Mem>, VmmError> {
+    let range = machine.hotplug_range();
+    let size = range.end.saturating_sub(range.start);
+    if size == 0 {
+        return Ok(None);
+    }
+    let mem = Mem::new(MemConfig { address: range.start, size, block_size: PLUG_BLOCK });
+    Ok(Some(mem.map_err(failed("memory"))?))
 }
 
 fn vsock(part: VsockPart, inherited: &mut Inherited) -> Result<Vsock, VmmError> {

@@ -101,10 +101,23 @@ fn answer(request: Request, descriptors: Vec<OwnedFd>, built: &mut Built, jail: 
         },
         Request::Resize { vcpus, memory } => resize(vcpus, memory, built),
         Request::Counters => {
-            Answer::Counters(Box::new(Counters { exits: machine.exits().total(), devices: Vec::new() }))
+            let devices = machine.device_counts().into_iter().filter_map(|device| {
+                let name = built.slots.iter().find(|(_, slot)| **slot == device.slot)?.0.clone();
+                Some((name, [device.counts.requests, device.counts.errors, device.counts.malformed]))
+            });
+            let devices = devices.collect();
+            Answer::Counters(Box::new(Counters { exits: machine.exits().total(), devices }))
         }
-        Request::Balloon { .. } | Request::Save | Request::PowerButton => {
-            Answer::Unsupported { reason: "this machine cannot".to_owned() }
+        Request::Balloon { size } => match &built.balloon {
+            Some(balloon) => {
+                balloon.set_target(size);
+                Answer::Done
+            }
+            None => Answer::Unsupported { reason: "it has no balloon".to_owned() },
+        },
+        Request::Save => Answer::Unsupported { reason: "it cannot be saved yet".to_owned() },
+        Request::PowerButton => {
+            Answer::Unsupported { reason: "it has no power button: the guest's agent is to be asked".to_owned() }
         }
         // Answered by the caller.
         Request::Quit => Answer::Done,
@@ -113,14 +126,22 @@ fn answer(request: Request, descriptors: Vec<OwnedFd>, built: &mut Built, jail: 
 
 /// Changes the machine's size. Answers with what the guest is offered: it takes its time to use it.
 fn resize(vcpus: Option<u8>, memory: Option<MiB>, built: &mut Built) -> Answer {
-    if memory.is_some_and(|memory| memory != built.memory) {
-        return Answer::Unsupported { reason: "it has the memory of its boot".to_owned() };
+    if let Some(memory) = memory.filter(|memory| *memory != built.memory()) {
+        let Some(plug) = &built.plug else {
+            return Answer::Unsupported { reason: "it has the memory of its boot".to_owned() };
+        };
+        let Some(more) = memory.0.checked_sub(built.boot_memory.0) else {
+            return Answer::Failed { message: format!("{memory} is less than it booted with") };
+        };
+        if let Err(error) = plug.request(MiB(more).bytes()) {
+            return failed(&error);
+        }
     }
     let vcpus = match vcpus.map(|count| built.machine.resize_vcpus(count)).transpose() {
         Ok(count) => count.unwrap_or_else(|| built.machine.vcpus()),
         Err(error) => return failed(&error),
     };
-    Answer::Sized(Sized { vcpus, memory: built.memory })
+    Answer::Sized(Sized { vcpus, memory: built.memory() })
 }
 
 /// Plugs a device in.

@@ -73,3 +73,15 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Fills `bytes`, at most 256, from the kernel's random number generator. (The crates for this look the C library's function
+/// up by name, find none in a static program, and open a file then, which is not allowed here.)
+///
+/// # Errors
+/// The kernel has no such call.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the kernel writes no more than the length of the slice.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // So few bytes come whole, once the generator has begun, which it has long before there are guests.
+    if usize::try_from(count) == Ok(bytes.len()) { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -17,6 +17,7 @@ use stockade_hypervisor::{MiB, ShareCache};
 use super::{VmmError, host};
 use crate::control::{Begin, Disk, Network, Share, Vsock as VsockPart};
 use crate::devices::balloon::{Balloon, BalloonHandle};
+use crate::devices::block::{self, Block, DiskOptions};
 use crate::devices::fs::Fs;
 use crate::devices::mem::{Mem, MemConfig, MemHandle};
 use crate::devices::net::{Net, NetConfig};
@@ -110,6 +111,10 @@ pub(super) fn build(begin: Begin, jail: &Jail, jailed: Jailed) -> Result<Built, 
     if let Some(share) = begin.share {
         slots.insert(share.tag.clone(), machine.attach(Box::new(fs(share, jailed)?))?);
     }
+    for (id, part, file) in begin.disks {
+        let device = disk(&id, part, vec![inherited.take(file)?], jail)?;
+        slots.insert(id, machine.attach(device)?);
+    }
     for (id, part, queues) in begin.networks {
         let taps = queues.into_iter().map(|queue| inherited.take(queue)).collect::<Result<_, _>>()?;
         slots.insert(id, machine.attach(network(part, taps)?)?);
@@ -167,10 +172,13 @@ fn fs(share: Share, jailed: Jailed) -> Result<Fs, VmmError> {
     Ok(Fs::new(&share.tag, file_system, 1)?)
 }
 
-/// A disk on the one descriptor that came for it.
-pub(super) fn disk(disk: Disk, descriptors: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, VmmError> {
-    drop((disk, descriptors));
-    Err(VmmError::OutOfOrder)
+/// A disk on the one descriptor that came for it; the guest finds it by the name `id` too.
+pub(super) fn disk(id: &str, part: Disk, files: Vec<OwnedFd>, jail: &Jail) -> Result<Box<dyn VirtioDevice>, VmmError> {
+    let Ok([file]) = <[OwnedFd; 1]>::try_from(files) else { return Err(VmmError::OutOfOrder) };
+    let options = DiskOptions { read_only: part.read_only, serial: id.to_owned() };
+    let disk = block::Disk::new(File::from(file), &options).map_err(failed("block"))?;
+    let block = Block::new(Some(disk), part.read_only, threads(jail)).map_err(failed("block"))?;
+    Ok(Box::new(block))
 }
 
 /// A network interface on a descriptor for each pair of queues.

@@ -88,7 +88,7 @@ fn answer(request: Request, descriptors: Vec<OwnedFd>, built: &mut Built, jail: 
         }
         Request::Pause => done(machine.pause()),
         Request::Resume => done(machine.resume()),
-        Request::Add { id, device } => add(id, device, descriptors, built),
+        Request::Add { id, device } => add(id, device, descriptors, built, jail),
         Request::Remove { id } => match built.slots.get(&id) {
             None => Answer::Failed { message: "there is no such device".to_owned() },
             Some(slot) => match machine.detach(*slot) {
@@ -145,12 +145,12 @@ fn resize(vcpus: Option<u8>, memory: Option<MiB>, built: &mut Built) -> Answer {
 }
 
 /// Plugs a device in.
-fn add(id: String, device: Added, descriptors: Vec<OwnedFd>, built: &mut Built) -> Answer {
+fn add(id: String, device: Added, descriptors: Vec<OwnedFd>, built: &mut Built, jail: &Jail) -> Answer {
     if built.slots.contains_key(&id) {
         return Answer::Failed { message: "there is such a device already".to_owned() };
     }
     let made = match device {
-        Added::Disk(disk) => build::disk(disk, descriptors),
+        Added::Disk(disk) => build::disk(&id, disk, descriptors, jail),
         Added::Network(network) => build::network(network, descriptors),
     };
     let attached = made.and_then(|device| Ok(built.machine.attach(device)?));

@@ -5,6 +5,7 @@
 mod tests;
 
 use crate::memory::GuestMemory;
+use crate::sys;
 use crate::virtio::queue::Chain;
 use crate::virtio::{
     Activation, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice, Worker,
@@ -93,8 +94,7 @@ fn fill(chain: Chain<'_>, counters: &Counters) -> Result<u32, DeviceError> {
         while left > 0 {
             let mut bytes = [0; PIECE];
             let (piece, _) = bytes.split_at_mut(PIECE.min(left as usize));
-            getrandom::fill(piece)
-                .map_err(|error| DeviceError::Host { what: "get random bytes", source: error.into() })?;
+            sys::fill_random(piece).map_err(|source| DeviceError::Host { what: "get random bytes", source })?;
             let length = piece.len() as u32;
             let (Ok(()), Some(next)) = (memory.write_slice(piece, address), address.checked_add(length.into())) else {
                 counters.malformed();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use stockade_contract_guest::machines::small;
 use stockade_hypervisor::KernelImage;
-use stockade_hypervisor::contract::{Fixture, Machine};
+use stockade_hypervisor::contract::{Fixture, Machine, slowness};
 use stockade_kvm::backend::{KvmBackend, KvmOptions};
 use stockade_machine_process::probe::{KvmProbe, kvm_probe};
 
@@ -30,7 +30,8 @@ impl Monitor {
         KvmOptions {
             stockade_exe: HELPER.into(),
             debug: true,
-            start_limit: Duration::from_secs(20),
+            start_limit: Duration::from_secs(20) * slowness(),
+            answer_limit: Duration::from_secs(5) * slowness(),
             ..KvmOptions::default()
         }
     }

@@ -120,7 +120,13 @@ pub(crate) fn cause(
     if stopping == Stopping::Forced {
         return ExitCause::Stopped;
     }
-    if let Some(devices) = devices {
+    // A device process whose connections QEMU closed, because its guest has ended, is no cause, however long QEMU then
+    // takes to end itself.
+    let follows = matches!(devices, Some(Ended::Status(0, _)))
+        && matches!(seen.shutdown, Some(Reason::GuestShutdown | Reason::GuestReset | Reason::GuestPanic));
+    if let Some(devices) = devices
+        && !follows
+    {
         return devices.cause(ProcessRole::Devices);
     }
     match seen.shutdown {
@@ -157,6 +163,16 @@ mod tests {
         ] {
             assert_eq!(cause(&CLEAN, None, seen(shutdown), false, Stopping::No), expected);
         }
+    }
+
+    #[test]
+    fn devices_that_end_well_after_the_guest_are_no_cause_and_others_are() {
+        let ended = seen(Reason::GuestReset);
+        assert_eq!(cause(&KILLED, Some(&CLEAN), ended, false, Stopping::No), ExitCause::GuestReset);
+        let devices = ExitCause::Signal { process: ProcessRole::Devices, signal: 9 };
+        assert_eq!(cause(&KILLED, Some(&KILLED), ended, false, Stopping::No), devices);
+        let devices = CLEAN.cause(ProcessRole::Devices);
+        assert_eq!(cause(&KILLED, Some(&CLEAN), Seen::default(), false, Stopping::No), devices);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod fuzz;
 mod install;
 mod lab;
 mod setup;
@@ -33,6 +34,8 @@ enum Task {
     Lab(lab::LabArgs),
     /// Run the benchmarks
     Bench(BenchArgs),
+    /// Run the property tests for as long as it is given
+    Fuzz(FuzzArgs),
     /// Make the guest's kernel and initrd in build/guest
     Guest(GuestArgs),
     /// Build everything and copy it to where an installed Stockade looks for it
@@ -62,6 +65,15 @@ struct BenchArgs {
     /// Given to each benchmark
     #[arg(last = true)]
     arguments: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct FuzzArgs {
+    /// How long all tests take together; each gets the same share
+    #[arg(long, default_value_t = 15)]
+    minutes: u32,
+    /// Only the tests whose name contains this
+    filter: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +109,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test(arguments) => test::run(&arguments.arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Bench(arguments) => bench::run(arguments.filter.as_deref(), &arguments.arguments),
+        Task::Fuzz(arguments) => fuzz::run(arguments.minutes, arguments.filter.as_deref()),
         Task::Guest(arguments) => {
             setup::install(setup::Purpose::guest(arguments.image))?;
             let binaries = build::binaries()?;

@@ -576,8 +576,6 @@ fn any_header() -> impl Strategy<Value = Header> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-
     #[test]
     fn no_sequence_of_packets_panics_or_breaks_a_bound(
         packets in prop::collection::vec((any_header(), any::<bool>()), 0..60)

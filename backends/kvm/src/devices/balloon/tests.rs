@@ -219,8 +219,6 @@ fn rings() -> impl Strategy<Value = [AnyRing; 4]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn no_rings_make_the_device_panic_or_keep_a_queue(
         any in rings(),

@@ -290,8 +290,6 @@ fn requests() -> impl Strategy<Value = (AnyRing, Vec<Vec<u8>>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn no_ring_makes_the_device_panic_or_write_elsewhere((ring, requests) in requests()) {
         let share = share();

@@ -221,8 +221,6 @@ fn states_that_do_not_fit_are_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn no_ring_makes_the_device_panic_or_write_elsewhere(
         any in any_ring(&Bench::new().queue, QUEUE_SIZES[0]),

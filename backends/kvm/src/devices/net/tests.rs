@@ -390,7 +390,7 @@ fn rings() -> impl Strategy<Value = [AnyRing; 2]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(crate::virtio::testing::arbitrary::config(96))]
 
     #[test]
     fn no_rings_make_the_device_panic_or_write_elsewhere(any in rings(), mergeable in any::<bool>()) {

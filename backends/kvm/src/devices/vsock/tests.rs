@@ -235,8 +235,6 @@ fn rings() -> impl Strategy<Value = [AnyRing; 3]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     #[test]
     fn no_rings_make_the_device_panic_or_write_elsewhere(any in rings(), restored in any::<bool>()) {
         let saved = serde_json::json!(Saved { version: VERSION, had_driver: restored });

@@ -91,7 +91,7 @@ impl Receive {
     /// Whether the next frame has a place.
     pub(super) fn has_room(&self) -> bool {
         let needed = if self.shape.mergeable { self.shape.largest.min(self.most) } else { 1 };
-        !self.buffers.is_empty() && self.room >= needed
+        !self.buffers.is_empty() && (self.room >= needed || !self.may_hold_more())
     }
 
     /// Takes buffers that the guest has made available, as many as are of use. Whether there is room then; when not, the
@@ -119,7 +119,11 @@ impl Receive {
 
     fn wants_more(&self) -> bool {
         let enough = if self.shape.mergeable { self.shape.largest } else { 1 };
-        self.room < enough && self.pieces.len() < MAX_HELD_PIECES - MAX_PIECES
+        self.room < enough && self.may_hold_more()
+    }
+
+    fn may_hold_more(&self) -> bool {
+        self.pieces.len() < MAX_HELD_PIECES - MAX_PIECES
     }
 
     /// Keeps a buffer for a frame; `false` when it cannot be one.
@@ -186,6 +190,10 @@ impl Receive {
             if last != Read::Frame {
                 break;
             }
+        }
+        if !self.has_room() {
+            // Also when the batch ended with the last buffer: the guest is asked to tell of more.
+            self.refill(memory, counters)?;
         }
         notify_since(&mut self.queue, memory, interrupt, before)?;
         Ok(last != Read::Gone)

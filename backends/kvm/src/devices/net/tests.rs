@@ -6,6 +6,7 @@ mod interface;
 use proptest::prelude::*;
 use virtio_bindings::virtio_net::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4};
 use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress};
 
 use self::interface::Interface;
 use super::*;
@@ -261,6 +262,22 @@ fn frames_wait_for_as_much_room_as_the_guest_has_given_before() {
 }
 
 #[test]
+fn the_guest_is_asked_for_more_buffers_when_a_batch_ends_with_the_last_one() {
+    let mut bench = Bench::with(1, !(1 << VIRTIO_NET_F_MRG_RXBUF));
+    bench.offer(RX, 256, 2048);
+    for _ in 0..257 {
+        bench.interface.send(&frame(60));
+    }
+    assert_eq!(bench.received(RX).len(), 256, "as many as a batch has");
+    assert!(!bench.reads());
+    // Where the driver looks which buffer shall be announced: behind the used ring's entries.
+    let wish: u16 = bench.memory.read_obj(GuestAddress(bench.queues[RX].used_ring() + 4 + 8 * 256)).unwrap();
+    assert_eq!(wish, 256);
+    bench.offer(RX, 1, 2048);
+    assert_eq!(bench.received(RX).len(), 1);
+}
+
+#[test]
 fn a_frame_that_is_larger_than_the_only_buffer_is_dropped() {
     let mut bench = Bench::with(1, !(1 << VIRTIO_NET_F_MRG_RXBUF));
     let buffers = bench.offer(RX, 2, 200);
@@ -394,8 +411,6 @@ proptest! {
 
     #[test]
     fn no_rings_make_the_device_panic_or_write_elsewhere(any in rings(), mergeable in any::<bool>()) {
-        use vm_memory::{Bytes, GuestAddress};
-
         let mut bench = Bench::with(1, if mergeable { u64::MAX } else { !(1 << VIRTIO_NET_F_MRG_RXBUF) });
         for (queue, any) in bench.queues.iter_mut().zip(&any) {
             any.write(queue);

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::sections::Sections;
 use super::{Kernel, LoadError, number};
 use crate::memory::layout::COMMAND_LINE_LIMIT;
 use crate::memory::{FilePart, PAGE};
@@ -40,7 +41,9 @@ pub(super) fn inspect(
 
     let mut bytes = vec![0; SEGMENT_SIZE * usize::try_from(count).unwrap_or(0)];
     read_at(&mut bytes, table).map_err(|source| LoadError::Read { what: "the kernel's table of segments", source })?;
+    let sections = Sections::read(start, &read_at);
     let mut parts: Vec<FilePart> = Vec::new();
+    let mut refined = Vec::new();
     let (mut lowest, mut highest) = (u64::MAX, 0);
     for segment in bytes.chunks_exact(SEGMENT_SIZE) {
         let field = |offset| number::<8>(segment, offset).unwrap_or(0);
@@ -59,14 +62,16 @@ pub(super) fn inspect(
         }
         (lowest, highest) = (lowest.min(address), highest.max(end));
         if in_file > 0 {
-            parts.push(FilePart { offset, address, len: in_file });
+            let part = FilePart { offset, address, len: in_file, copy: false };
+            parts.push(part);
+            refined.extend(sections.refine(part, field(16)));
         }
     }
     if !(lowest..highest).contains(&entry) {
         return Err(wrong("entry is in none of its segments"));
     }
     Ok(Kernel {
-        parts,
+        parts: refined,
         extent: lowest..highest,
         entry,
         header: None,

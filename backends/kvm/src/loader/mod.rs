@@ -7,6 +7,7 @@
 mod boot_params;
 mod bzimage;
 mod elf;
+mod sections;
 
 pub(crate) use boot_params::{BootParams, MemoryMapEntry};
 
@@ -136,7 +137,7 @@ fn load_initrd(memory: &Memory, file: &File, start: u64, limit: u64) -> Result<R
         return Err(LoadError::TooLarge { what: "the initial RAM disk", need: len, have });
     };
     let address = limit / PAGE * PAGE - pages;
-    memory.load(file, FilePart { offset: 0, address, len }).map_err(read)?;
+    memory.load(file, FilePart { offset: 0, address, len, copy: false }).map_err(read)?;
     Ok(address..address + len)
 }
 

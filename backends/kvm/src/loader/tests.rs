@@ -91,6 +91,42 @@ fn an_elf_kernel_is_where_its_segments_say_and_its_bss_is_zero() {
     assert_eq!(seen(&memory, COMMAND_LINE, 6), *b"quiet\0");
 }
 
+/// A section's header: flags, address, offset, size, and whether it has bytes in the file.
+fn section(flags: u64, address: u64, offset: u64, size: u64, in_file: bool) -> Vec<u8> {
+    let mut header = vec![0; 64];
+    header[4..8].copy_from_slice(&if in_file { 1u32 } else { 8 }.to_le_bytes());
+    for (at, field) in [(8, flags), (16, address), (24, offset), (32, size)] {
+        header[at..at + 8].copy_from_slice(&field.to_le_bytes());
+    }
+    header
+}
+
+#[test]
+fn what_no_section_has_in_the_file_is_left_zero_and_code_is_copied() {
+    let segments = [Segment { kind: 1, offset: 0x1000, address: 0x100_0000, in_file: 0x8000, in_memory: 0x8000 }];
+    let mut bytes = elf_of(0x100_0000, &segments, &[9; 0x8000]);
+    let table = bytes.len() as u64;
+    bytes.extend(section(6, 0x100_0000, 0x1000, 0x2800, true));
+    bytes.extend(section(3, 0x100_5000, 0x6000, 0x1000, false));
+    bytes.extend(section(3, 0x100_6000, 0x7000, 0x2000, true));
+    bytes[40..48].copy_from_slice(&table.to_le_bytes());
+    bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
+    bytes[60..62].copy_from_slice(&3u16.to_le_bytes());
+    let file = file_of(&bytes);
+    let parts = inspect(&file).unwrap().parts;
+    assert_eq!(
+        parts,
+        [
+            FilePart { offset: 0x1000, address: 0x100_0000, len: 0x3000, copy: true },
+            FilePart { offset: 0x7000, address: 0x100_6000, len: 0x2000, copy: false },
+        ]
+    );
+    let memory = memory();
+    load(&memory, LOW_END, &file, None, "").unwrap();
+    assert!(seen(&memory, 0x100_3000, 0x3000).iter().all(|byte| *byte == 0));
+    assert_eq!(seen(&memory, 0x100_6000, 0x2000), [9; 0x2000]);
+}
+
 #[test]
 fn a_bzimage_is_at_its_preferred_address_and_entered_beyond_its_start() {
     let memory = memory();
@@ -175,9 +211,18 @@ proptest! {
 
     #[test]
     fn arbitrary_segments_are_refused_or_loaded_inside_of_memory(
-        entry in prop_oneof![0xf_0000u64..0x500_0000, any::<u64>()], segments in proptest::collection::vec(segment(), 0..5)
+        entry in prop_oneof![0xf_0000u64..0x500_0000, any::<u64>()], segments in proptest::collection::vec(segment(), 0..5),
+        sections in proptest::collection::vec(prop_oneof![any::<[u64; 4]>(), [0u64..8, 0u64..0x500_0000, 0u64..0x4000, 0u64..0x4000]], 0..5)
     ) {
-        let file = file_of(&elf_of(entry, &segments, &[3; 9000]));
+        let mut bytes = elf_of(entry, &segments, &[3; 9000]);
+        let table = bytes.len() as u64;
+        bytes[40..48].copy_from_slice(&table.to_le_bytes());
+        bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
+        bytes[60..62].copy_from_slice(&u16::try_from(sections.len()).unwrap().to_le_bytes());
+        for [flags, address, offset, size] in sections {
+            bytes.extend(section(flags | 2, address, offset, size, flags % 3 > 0));
+        }
+        let file = file_of(&bytes);
         if let Ok(loaded) = load(&memory(), LOW_END, &file, None, "") {
             prop_assert!(loaded.extent.start >= HIGH_MEMORY && loaded.extent.end <= LOW_END);
             prop_assert!(loaded.extent.contains(&loaded.entry));

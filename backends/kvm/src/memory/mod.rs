@@ -30,6 +30,8 @@ pub(crate) struct FilePart {
     pub(crate) address: u64,
     /// How long it is.
     pub(crate) len: u64,
+    /// Copy it even where it could be mapped: the guest will write to most of its pages.
+    pub(crate) copy: bool,
 }
 
 /// The owner of a machine's memory.
@@ -69,7 +71,7 @@ impl Memory {
     ///
     /// Fails for a part that the file does not have: a page beyond its end could not be read later.
     pub(crate) fn load(&self, file: &File, part: FilePart) -> io::Result<()> {
-        let FilePart { offset, address, len } = part;
+        let FilePart { offset, address, len, copy } = part;
         if offset.checked_add(len).is_none_or(|end| file.metadata().map_or(true, |metadata| end > metadata.len())) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -79,14 +81,14 @@ impl Memory {
         let aligned = address % PAGE == offset % PAGE;
         let first = address.next_multiple_of(PAGE);
         let end = (address + len) / PAGE * PAGE;
-        if !aligned || first >= end {
+        if copy || !aligned || first >= end {
             return self.copy(file, part);
         }
         let head = first - address;
-        self.copy(file, FilePart { offset, address, len: head })?;
+        self.copy(file, FilePart { len: head, ..part })?;
         mapping.map_file(base + head, file.as_fd(), offset + head, end - first)?;
         let done = end - address;
-        self.copy(file, FilePart { offset: offset + done, address: end, len: len - done })
+        self.copy(file, FilePart { offset: offset + done, address: end, len: len - done, copy })
     }
 
     fn copy(&self, file: &File, part: FilePart) -> io::Result<()> {
@@ -192,12 +194,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_part_of_a_file_arrives_whatever_its_alignment(
-            offset in 0u64..9000, address in 0u64..9000, len in 0u64..20000, agree in any::<bool>()
+            offset in 0u64..9000, address in 0u64..9000, len in 0u64..20000, agree in any::<bool>(),
+            copy in any::<bool>()
         ) {
             let address = if agree { address / PAGE * PAGE + offset % PAGE } else { address };
             let bytes = pattern(40000);
             let memory = Memory::reserve(&[0..65536]).unwrap();
-            memory.load(&file_of(&bytes), FilePart { offset, address, len }).unwrap();
+            memory.load(&file_of(&bytes), FilePart { offset, address, len, copy }).unwrap();
             let mut seen = vec![0; 65536];
             memory.guest().read_slice(&mut seen, GuestAddress(0)).unwrap();
             let (start, end) = (address as usize, (address + len) as usize);
@@ -209,7 +212,7 @@ mod tests {
         fn a_part_that_does_not_fit_is_refused(address in any::<u64>(), len in 1u64..) {
             let memory = Memory::reserve(&[0..65536]).unwrap();
             prop_assume!(address.checked_add(len).is_none_or(|end| end > 65536));
-            memory.load(&file_of(&[1; 100]), FilePart { offset: 0, address, len }).unwrap_err();
+            memory.load(&file_of(&[1; 100]), FilePart { offset: 0, address, len, copy: false }).unwrap_err();
         }
     }
 
@@ -218,7 +221,7 @@ mod tests {
         let bytes = pattern(8192);
         let mut file = file_of(&bytes);
         let memory = Memory::reserve(&[0..65536]).unwrap();
-        memory.load(&file, FilePart { offset: 0, address: 4096, len: 8192 }).unwrap();
+        memory.load(&file, FilePart { offset: 0, address: 4096, len: 8192, copy: false }).unwrap();
         memory.guest().write_slice(&[0; 8192], GuestAddress(4096)).unwrap();
         let mut now = Vec::new();
         io::Seek::rewind(&mut file).unwrap();

@@ -40,9 +40,16 @@ const fn suite(name: &'static str, need: Need, backend: Option<&'static str>, pa
 pub const SUITES: &[Suite] = &[
     Suite { target: Some(""), prefix: "cgroup::", ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade") },
     suite("cgroup-v2", Need::ControlGroups2, None, "stockade-agent"),
-    Suite { target: Some("contract"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
     Suite { target: Some("contract"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-kvm") },
+    Suite {
+        target: Some("contract"),
+        prefix: "microvm::",
+        ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu")
+    },
+    Suite { target: Some("life_cycle"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
+    Suite { target: Some("oci_resources"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { target: Some("life_cycle"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
-    Suite { target: Some("oci_resources"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
+    Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
+    Suite { always: false, ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
 ];

@@ -128,6 +128,10 @@ fn role(scan: &Scan, link: &Link) -> Role {
         return Role::Refused(EndpointError::Mac { name: name() });
     };
     if !tap && let Some((kind, upper)) = diverted(scan, link) {
+        // With no more than what every link makes for itself it is only there for the other.
+        if link.addresses.iter().all(|address| is_link_local_v6(address.local.address)) {
+            return Role::Ignored;
+        }
         return Role::Refused(EndpointError::Shared { name: name(), kind, upper: upper.name.clone() });
     }
     Role::Endpoint(Endpoint {
@@ -258,6 +262,8 @@ mod tests {
         let shared = scan(link(2, LinkKind::Veth, &["10.0.0.2"]), &upper);
         let error = endpoints(&shared).expect_err("refused").to_string();
         assert!(error.contains("\"eth2\" has addresses and the macvlan \"eth3\" on it"), "{error}");
+        let quiet = endpoints(&scan(link(2, LinkKind::Veth, &["fe80::1"]), &upper)).expect("endpoints");
+        assert_eq!(quiet.iter().map(|endpoint| endpoint.name.as_str()).collect::<Vec<_>>(), ["eth3"]);
         let vlan = Link { lower: Some(2), ..link(3, LinkKind::Vlan { id: 5 }, &["10.0.0.3"]) };
         assert_eq!(endpoints(&scan(link(2, LinkKind::Veth, &["10.0.0.2"]), &vlan)).expect("endpoints").len(), 2);
     }

@@ -41,7 +41,7 @@ pub const SLOTS: usize = 32;
 
 /// What the kernel's command line should begin with on this machine; each option saves the guest from looking for what is
 /// not there, or from work that it need not do at each boot. Reasons and figures are in docs/kvm.md.
-pub const COMMAND_LINE: &str = "console=ttyS0 8250.nr_uarts=1 pci=off tsc=reliable cryptomgr.notests \
+pub const COMMAND_LINE: &str = "console=ttyS0 8250.nr_uarts=1 pci=off reboot=k tsc=reliable cryptomgr.notests \
                                 initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init";
 
 /// A place for a virtio device.

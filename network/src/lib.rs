@@ -113,6 +113,18 @@ impl Network {
         self.settings.run(move |session| attach::detach_all(session, &undos), |_, ()| ()).await
     }
 
+    /// The same for callers that block, such as the cleaning up after another process. It waits as long as the kernel
+    /// makes it.
+    ///
+    /// # Errors
+    /// As [`Network::detach`].
+    pub fn detach_blocking(&self, undos: &[Undo]) -> Result<(), NetworkError> {
+        run_in(self.settings.netns.as_fd(), || {
+            let mut session = self.settings.session()?;
+            attach::detach_all(&mut session, undos)
+        })?
+    }
+
     /// Begins to watch for changes. Must be called within a tokio runtime.
     ///
     /// # Errors

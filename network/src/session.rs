@@ -201,8 +201,17 @@ impl Settings {
         }
     }
 
+    /// A session of the calling thread, which is in the namespace.
+    pub(crate) fn session(&self) -> Result<Session, NetworkError> {
+        self.clone().open(Arc::default())
+    }
+
     fn enter(self, current: Arc<Mutex<String>>) -> Result<Session, NetworkError> {
         netns::enter(self.netns.as_fd())?;
+        self.open(current)
+    }
+
+    fn open(self, current: Arc<Mutex<String>>) -> Result<Session, NetworkError> {
         let netlink = Netlink::open(self.limits.call)
             .map_err(|source| StepError { step: "open a netlink socket".to_owned(), source })?;
         Ok(Session { netlink, faults: self.faults, counts: self.counts, current })

@@ -271,7 +271,7 @@ async fn an_undo_that_was_written_down_works_in_another_process_and_more_than_on
         world.picture().must_be(&before, "a plan that was never carried out");
         drop(network.attach(all).await.expect("attached"));
         for _ in 0..2 {
-            network.detach(vec![undo.clone()]).await.expect("undone");
+            network.detach_blocking(std::slice::from_ref(&undo)).expect("undone");
             world.picture().must_be(&before, "");
         }
         // In another namespace with a link of the same number and address it touches nothing.

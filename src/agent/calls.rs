@@ -1,13 +1,15 @@
 //! The calls.
 
+use super::network;
 use crate::error::{ErrorKind, OpError};
+use crate::network::GuestNetwork;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use std::time::Duration;
 use stockade_agent_protocol::agent::{
-    CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
+    AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
     GetOOMEventRequest,    KernelModule, PauseContainerRequest, ReadStreamRequest, RemoveContainerRequest, ResumeContainerRequest,
     SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
-    StatsContainerResponse, Storage, TtyWinResizeRequest, UpdateContainerRequest, WaitProcessRequest,
+    StatsContainerResponse, Storage, TtyWinResizeRequest, UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest,
     WriteStreamRequest,
 };
 use stockade_agent_protocol::agent_ttrpc::AgentServiceClient;
@@ -104,6 +106,32 @@ impl AgentClient {
         request.kernel_modules = sandbox.kernel_modules.iter().filter_map(|line| kernel_module(line)).collect();
         let context = ttrpc::context::with_duration(self.create_timeout);
         self.agent.create_sandbox(context, &request).await.map(drop).map_err(failed("set up the sandbox in the guest"))
+    }
+
+    /// Gives the guest its interfaces, routes and neighbours, in this order.
+    ///
+    /// # Errors
+    /// The guest refused.
+    pub async fn set_network(&self, network: &GuestNetwork) -> Result<(), OpError> {
+        for interface in &network.interfaces {
+            let mut request = UpdateInterfaceRequest::new();
+            request.interface = Some(network::interface(interface)).into();
+            let answer = self.agent.update_interface(self.soon(), &request).await;
+            answer.map(drop).map_err(failed("set up a network interface in the guest"))?;
+        }
+        if !network.interfaces.is_empty() {
+            let mut request = UpdateRoutesRequest::new();
+            request.routes = Some(network::routes(&network.routes)).into();
+            let answer = self.agent.update_routes(self.soon(), &request).await;
+            answer.map(drop).map_err(failed("set the guest's routes"))?;
+        }
+        if !network.neighbours.is_empty() {
+            let mut request = AddARPNeighborsRequest::new();
+            request.neighbors = Some(network::neighbors(&network.neighbours)).into();
+            let answer = self.agent.add_arp_neighbors(self.soon(), &request).await;
+            answer.map(drop).map_err(failed("set the guest's neighbours"))?;
+        }
+        Ok(())
     }
 
     /// Sets the guest's clock to the host's: there may be no RTC.

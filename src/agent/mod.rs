@@ -3,6 +3,7 @@
 
 mod calls;
 mod connect;
+mod network;
 mod streams;
 
 pub use calls::{AgentClient, GuestSandbox};

@@ -1,3 +1,6 @@
-//! The network namespaces that sandboxes live in: what [`stockade_network`] knows of them.
+//! The network of sandboxes: what [`stockade_network`] knows of it, as this crate's own.
 
-pub use stockade_network::{NetnsError, NetworkNamespace, ensure_loopback, run_in, run_in_async};
+pub use stockade_network::{
+    AttachOptions, Attachment, GuestInterface, GuestNeighbour, GuestNetwork, GuestRoute, Limits, Mark, Model, NetnsError,
+    Network, NetworkError, NetworkNamespace, Plan, Undo, endpoints, ensure_loopback, plan, run_in, run_in_async,
+};

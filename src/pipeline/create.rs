@@ -1,14 +1,16 @@
 //! The creation of a sandbox with its first container, and of a further container: which steps, in which order.
 
 use super::steps::{
-    AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, CreateInGuest, CreationHooks, GuestReady, JoinCgroup, Machine, MakeShare,
-    OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId, ResolveRootfs, ShareFiles, StartMachine,
+    AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks, GuestReady, JoinCgroup, Machine, MakeShare,
+    OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId, ResolveRootfs, SetGuestNetwork, ShareFiles, StartMachine,
     guest_share, sandbox_shm,
 };
 use super::{Runner, SharedJournal, StepFailure, UndoFailure, UndoStack};
 use crate::actors::factory::{Acquire, Acquired};
 use crate::actors::hook::RunHooks;
-use crate::actors::network::{PrepareNetns, ReleaseNetns, SandboxNetns};
+use crate::actors::network::{
+    AttachNetwork, DetachNetwork, PrepareNetns, ReleaseNetns, SandboxNetns, ScanNetwork,
+};
 use crate::actors::runtime::Ask;
 use crate::agent::{AgentClient, GuestSandbox};
 use crate::error::{ErrorKind, OpError};
@@ -68,6 +70,12 @@ pub struct Facilities {
     pub prepare_netns: Ask<PrepareNetns>,
     /// The Network actor.
     pub release_netns: Ask<ReleaseNetns>,
+    /// The Network actor.
+    pub scan_network: Ask<ScanNetwork>,
+    /// The Network actor.
+    pub attach_network: Ask<AttachNetwork>,
+    /// The Network actor.
+    pub detach_network: Ask<DetachNetwork>,
     /// The Hook actor.
     pub hooks: Ask<RunHooks>,
     /// The Factory actor.
@@ -255,13 +263,14 @@ async fn sandbox_steps(
         cache: factory.vm_cache_number,
     };
     let acquired = runner.run(ask, sandbox_undo).await?;
+    let joined = match &bundle.network {
+        NetworkRequest::Join(path) => Some(path.clone()),
+        NetworkRequest::Create | NetworkRequest::Host => None,
+    };
     let prepare = PrepareNamespace {
         prepare: facilities.prepare_netns.clone(),
         release: facilities.release_netns.clone(),
-        path: match &bundle.network {
-            NetworkRequest::Join(path) => Some(path.clone()),
-            NetworkRequest::Create | NetworkRequest::Host => None,
-        },
+        path: joined.clone(),
     };
     let namespace = runner.run(prepare, sandbox_undo).await?;
     let begin = BeginCgroup {
@@ -273,6 +282,15 @@ async fn sandbox_steps(
     let netns = runner.run(namespace, sandbox_undo).await?;
     let hooks = creation_hooks(facilities, &request, &bundle, &netns, runner);
     runner.run(hooks, container_undo).await?;
+    let connect = ConnectNetwork {
+        scan: facilities.scan_network.clone(),
+        attach: facilities.attach_network.clone(),
+        detach: facilities.detach_network.clone(),
+        model: config.runtime.internetworking_model,
+        joined,
+        hooked: bundle.spec.hooks().as_ref().is_some_and(runs_before_the_machine),
+    };
+    let network = runner.run(connect, sandbox_undo).await?;
     let share = runner.run(MakeShare { directory: directory.join("shared") }, sandbox_undo).await?;
     let start = StartMachine {
         backends: facilities.backends.clone(),
@@ -281,6 +299,7 @@ async fn sandbox_steps(
         sandbox: id.clone(),
         directory,
         share: share.clone(),
+        interfaces: network.devices,
         netns: netns.descriptor.clone(),
     };
     let machine = runner.run(start, sandbox_undo).await?;
@@ -293,6 +312,8 @@ async fn sandbox_steps(
         sandbox: guest_sandbox(id, &config, &backend, &bundle),
     };
     let guest = runner.run(connect, sandbox_undo).await?;
+    let tell = SetGuestNetwork { agent: guest.agent.clone(), guest: network.guest };
+    runner.run(tell, sandbox_undo).await?;
     let sandbox = SandboxDraft { machine, guest, netns, config, share, acquired };
     let shared = SharedSandbox {
         machine: sandbox.machine.clone(),
@@ -419,6 +440,11 @@ fn creation_hooks(
         netns: netns.clone(),
         cancel: runner.cancel.clone(),
     }
+}
+
+/// Whether there are hooks of the kinds that a network is made by.
+fn runs_before_the_machine(hooks: &Hooks) -> bool {
+    [hooks.prestart(), hooks.create_runtime()].into_iter().flatten().any(|list| !list.is_empty())
 }
 
 fn draft(

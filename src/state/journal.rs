@@ -6,6 +6,7 @@
 
 use super::ProcessId;
 use super::records::VERSION;
+use crate::network::{Limits, NetnsError, Network, NetworkNamespace, Undo};
 use crate::hooks;
 use crate::oci::OciState;
 use nix::sys::signal::Signal;
@@ -56,6 +57,13 @@ pub enum UndoRecord {
         /// The state that they read.
         state: OciState,
     },
+    /// What was added to a network namespace that is someone else's. One of ours goes with the sandbox.
+    DetachNetwork {
+        /// Where the namespace is found.
+        netns: PathBuf,
+        /// One an interface.
+        undos: Vec<Undo>,
+    },
     /// Nothing on disk outlives the supervisor: what is undone is in the guest or held by a descriptor.
     Live {
         /// What it is, for messages.
@@ -76,6 +84,7 @@ impl UndoRecord {
                 None => "remove the control group".to_owned(),
             },
             Self::PoststopHooks { .. } => "run the poststop hooks".to_owned(),
+            Self::DetachNetwork { netns, .. } => format!("disconnect the network namespace {}", netns.display()),
             Self::Live { what } => what.clone(),
         }
     }
@@ -95,9 +104,21 @@ impl UndoRecord {
             Self::Unmount { path } => unmount(path),
             Self::RemoveCgroup { directories } => crate::cgroup::remove_directories(directories),
             Self::PoststopHooks { hooks, state } => hooks::run_poststop_blocking(hooks, state),
+            Self::DetachNetwork { netns, undos } => detach_network(netns, undos),
             Self::Live { .. } => Ok(()),
         }
     }
+}
+
+/// Undoes in the namespace at `netns`; when nothing is there any more, nothing of ours is.
+fn detach_network(netns: &Path, undos: &[Undo]) -> io::Result<()> {
+    let joined = match NetworkNamespace::join(netns) {
+        Ok(joined) => joined,
+        Err(NetnsError::Open { .. } | NetnsError::NotNamespace { .. }) => return Ok(()),
+        Err(error) => return Err(io::Error::other(error)),
+    };
+    let network = Network::new(joined.into_shared(), Limits::default()).map_err(io::Error::other)?;
+    network.detach_blocking(undos).map_err(io::Error::other)
 }
 
 /// Detaches a mount without following a symlink at its end; not mounted is no error.

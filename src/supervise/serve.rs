@@ -146,7 +146,10 @@ fn start_actors(
         config: startup.config.clone(),
         backends,
         prepare_netns: Ask::actor(network.clone()),
-        release_netns: Ask::actor(network),
+        release_netns: Ask::actor(network.clone()),
+        scan_network: Ask::actor(network.clone()),
+        attach_network: Ask::actor(network.clone()),
+        detach_network: Ask::actor(network),
         hooks: Ask::actor(hooks),
         factory: Ask::actor(factory.clone()),
     };

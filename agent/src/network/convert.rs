@@ -119,6 +119,7 @@ pub(super) fn route(message: &RouteMessage, names: &[(u32, String)]) -> Route {
                 let name = names.iter().find(|(known, _)| known == index);
                 route.device = name.map(|(_, name)| name.clone()).unwrap_or_default();
             }
+            RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::Metrics(metrics) => {
                 for metric in metrics {
                     if let RouteMetric::Mtu(mtu) = metric {

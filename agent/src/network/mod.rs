@@ -242,6 +242,9 @@ async fn build_route(handle: &Handle, route: &Route) -> Result<RouteMessage, Net
         builder = builder.onlink();
     }
     let mut message = builder.build();
+    if route.metric > 0 {
+        message.attributes.push(RouteAttribute::Priority(route.metric));
+    }
     if route.mtu > 0 {
         message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
     }

@@ -1,6 +1,7 @@
 //! What the Network actor is asked.
 
 use crate::actors::runtime::Request;
+use crate::network::{GuestNetwork, Model, Plan};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,4 +34,60 @@ pub struct ReleaseNetns;
 impl Request for ReleaseNetns {
     type Answer = ();
     const NAME: &'static str = "ReleaseNetns";
+}
+
+/// Look at what the namespace holds now, and plan how to connect it. Touches nothing.
+#[derive(Debug)]
+pub struct ScanNetwork {
+    /// By which means.
+    pub model: Model,
+}
+
+/// What is to be connected, and what the guest is to be told.
+#[derive(Debug, Default)]
+pub struct PlannedNetwork {
+    /// One an endpoint.
+    pub plans: Vec<Plan>,
+    /// The guest's interfaces, routes and neighbours.
+    pub guest: GuestNetwork,
+}
+
+impl Request for ScanNetwork {
+    type Answer = PlannedNetwork;
+    const NAME: &'static str = "ScanNetwork";
+}
+
+/// Carry plans out, all of them or none. Their undo has been written down.
+#[derive(Debug)]
+pub struct AttachNetwork {
+    /// What [`ScanNetwork`] answered.
+    pub plans: Vec<Plan>,
+}
+
+/// One connected endpoint.
+#[derive(Debug)]
+pub struct AttachedEndpoint {
+    /// Of the guest's interface.
+    pub mac: [u8; 6],
+    /// In bytes.
+    pub mtu: u16,
+    /// One a queue.
+    pub queues: Vec<Arc<OwnedFd>>,
+}
+
+impl Request for AttachNetwork {
+    type Answer = Vec<AttachedEndpoint>;
+    const NAME: &'static str = "AttachNetwork";
+}
+
+/// Undo what was attached, or what these plans may have attached. Idempotent.
+#[derive(Debug)]
+pub struct DetachNetwork {
+    /// What [`ScanNetwork`] answered.
+    pub plans: Vec<Plan>,
+}
+
+impl Request for DetachNetwork {
+    type Answer = ();
+    const NAME: &'static str = "DetachNetwork";
 }

@@ -1,4 +1,4 @@
-//! The Network actor owns the sandbox's network namespace.
+//! The Network actor owns the sandbox's network namespace and what is connected in it.
 //!
 //! ```text
 //!   None ──Prepare──▶ Held (joined, or created and ours) ──Release──▶ None
@@ -10,4 +10,7 @@ mod actor;
 mod messages;
 
 pub use actor::NetworkActor;
-pub use messages::{PrepareNetns, ReleaseNetns, SandboxNetns};
+pub use messages::{
+    AttachNetwork, AttachedEndpoint, DetachNetwork, PlannedNetwork, PrepareNetns, ReleaseNetns, SandboxNetns,
+    ScanNetwork,
+};

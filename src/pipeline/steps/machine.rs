@@ -27,6 +27,8 @@ pub struct StartMachine {
     pub directory: PathBuf,
     /// The directory that the guest sees.
     pub share: PathBuf,
+    /// Its network interfaces.
+    pub interfaces: Vec<DeviceConfig>,
     /// The namespace of its processes.
     pub netns: Option<Arc<OwnedFd>>,
 }
@@ -53,6 +55,7 @@ impl Step for StartMachine {
             source: self.share,
             cache: options.virtio_fs_cache,
         });
+        config.devices.extend(self.interfaces);
         let (backends, whole, backend) = (self.backends, self.config.clone(), self.backend.clone());
         let made = tokio::task::spawn_blocking(move || backends.make(&whole, &backend)).await;
         let hypervisor = made.map_err(|error| OpError::internal("cannot make a virtual machine", error))??;

@@ -127,7 +127,10 @@ impl Sandbox {
             config,
             backends: backends.clone(),
             prepare_netns: Ask::actor(network.clone()),
-            release_netns: Ask::actor(network),
+            release_netns: Ask::actor(network.clone()),
+            scan_network: Ask::actor(network.clone()),
+            attach_network: Ask::actor(network.clone()),
+            detach_network: Ask::actor(network),
             hooks: Ask::actor(HookActor.start()),
             factory: Ask::actor(factory.clone()),
         };

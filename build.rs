@@ -21,7 +21,8 @@ fn main() {
     for name in ["stockade.rs", "stockade_ttrpc.rs"] {
         let path = out.join(name);
         let text = fs::read_to_string(&path).expect("the generator wrote it");
-        let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("#![") && !line.starts_with("//!")).collect();
+        let kept: Vec<&str> =
+            text.lines().filter(|line| !line.starts_with("#![") && !line.starts_with("//!")).collect();
         fs::write(&path, kept.join("\n")).expect("OUT_DIR is writable");
     }
 }

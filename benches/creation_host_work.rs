@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use harness::Sandbox;
 use stockade::actors::sandbox::Inspect;
 
-/// From the begin of the supervisor's actors to the first request: less than the least that was seen.
+/// From a supervisor's first thread to its first request: it writes its record, opens its log, binds its socket, says that it
+/// is ready, and is called.
 const UP: Duration = Duration::from_millis(3);
 
 /// Creations for each number of sandboxes.

@@ -344,10 +344,8 @@ fn an_option_that_nothing_acts_on_is_named_with_its_place_when_it_is_set() {
 
 #[test]
 fn every_name_without_effect_is_an_option() {
-    let names: Vec<&str> = crate::schema::TABLES
-        .iter()
-        .flat_map(|table| table.options().map(|option| option.key))
-        .collect();
+    let names: Vec<&str> =
+        crate::schema::TABLES.iter().flat_map(|table| table.options().map(|option| option.key)).collect();
     for name in WITHOUT_EFFECT {
         assert!(names.contains(&name), "{name}");
     }

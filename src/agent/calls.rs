@@ -6,16 +6,16 @@ use crate::network::GuestNetwork;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use std::time::Duration;
 use stockade_agent_protocol::agent::{
-    AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
-    GetOOMEventRequest,    KernelModule, PauseContainerRequest, ReadStreamRequest, RemoveContainerRequest, ResumeContainerRequest,
-    SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
-    StatsContainerResponse, Storage, TtyWinResizeRequest, UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest,
-    WriteStreamRequest,
+    AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
+    ExecProcessRequest, GetOOMEventRequest, KernelModule, PauseContainerRequest, ReadStreamRequest,
+    RemoveContainerRequest, ResumeContainerRequest, SetGuestDateTimeRequest, SignalProcessRequest,
+    StartContainerRequest, StatsContainerRequest, StatsContainerResponse, Storage, TtyWinResizeRequest,
+    UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
 };
 use stockade_agent_protocol::agent_ttrpc::AgentServiceClient;
-use stockade_agent_protocol::oci_convert::{self, ConvertError};
 use stockade_agent_protocol::health::{CheckRequest, VersionCheckResponse};
 use stockade_agent_protocol::health_ttrpc::HealthClient;
+use stockade_agent_protocol::oci_convert::{self, ConvertError};
 use stockade_agent_protocol::processes::{ListProcessesRequest, ProcessInfo};
 use stockade_agent_protocol::processes_ttrpc::ProcessesClient;
 use tokio::net::UnixStream;
@@ -311,7 +311,8 @@ impl AgentClient {
     pub async fn list_processes(&self, id: &str) -> Result<Vec<ProcessInfo>, OpError> {
         let mut request = ListProcessesRequest::new();
         request.container_id = id.to_owned();
-        let answer = self.processes.list_processes(self.soon(), &request).await.map_err(failed("list the processes"))?;
+        let answer =
+            self.processes.list_processes(self.soon(), &request).await.map_err(failed("list the processes"))?;
         Ok(answer.processes)
     }
 
@@ -389,7 +390,11 @@ fn kernel_module(line: &str) -> Option<KernelModule> {
 }
 
 fn untranslatable(error: ConvertError) -> OpError {
-    OpError::because(ErrorKind::InvalidArgument, "the agent's contract cannot express the container's specification", error)
+    OpError::because(
+        ErrorKind::InvalidArgument,
+        "the agent's contract cannot express the container's specification",
+        error,
+    )
 }
 
 /// Maps what ttrpc says, once: the guest's own words, without its protocol's wrapping.

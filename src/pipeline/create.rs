@@ -1,16 +1,14 @@
 //! The creation of a sandbox with its first container, and of a further container: which steps, in which order.
 
 use super::steps::{
-    AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks, GuestReady, JoinCgroup, Machine, MakeShare,
-    OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId, ResolveRootfs, SetGuestNetwork, ShareFiles, StartMachine,
-    guest_share, sandbox_shm,
+    AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks, GuestReady,
+    JoinCgroup, Machine, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId, ResolveRootfs,
+    SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
 };
 use super::{Runner, SharedJournal, StepFailure, UndoFailure, UndoStack};
 use crate::actors::factory::{Acquire, Acquired};
 use crate::actors::hook::RunHooks;
-use crate::actors::network::{
-    AttachNetwork, DetachNetwork, PrepareNetns, ReleaseNetns, SandboxNetns, ScanNetwork,
-};
+use crate::actors::network::{AttachNetwork, DetachNetwork, PrepareNetns, ReleaseNetns, SandboxNetns, ScanNetwork};
 use crate::actors::runtime::Ask;
 use crate::agent::{AgentClient, GuestSandbox};
 use crate::error::{ErrorKind, OpError};
@@ -250,11 +248,8 @@ async fn sandbox_steps(
     let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
     let reserved = runner.run(reserve, container_undo).await?;
     let stdio = runner.run(OpenStdio { names: request.stdio.clone() }, container_undo).await?;
-    let resolve = ResolveRootfs {
-        spec: bundle.spec.clone(),
-        bundle: request.bundle.clone(),
-        mounts: request.rootfs.clone(),
-    };
+    let resolve =
+        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
     let rootfs = runner.run(resolve, container_undo).await?;
     let factory = &config.factory;
     let ask = AskFactory {
@@ -359,11 +354,8 @@ async fn container_steps(
     let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
     let reserved = runner.run(reserve, undo).await?;
     let stdio = runner.run(OpenStdio { names: request.stdio.clone() }, undo).await?;
-    let resolve = ResolveRootfs {
-        spec: bundle.spec.clone(),
-        bundle: request.bundle.clone(),
-        mounts: request.rootfs.clone(),
-    };
+    let resolve =
+        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
     let rootfs = runner.run(resolve, undo).await?;
     in_guest(&sandbox, &request, &bundle, rootfs, runner, undo).await?;
     // The original runs a further container's hooks once it exists in the guest; their failure removes it.

@@ -165,10 +165,7 @@ mod tests {
     async fn a_cancelled_pipeline_ends_its_step_and_starts_no_other() {
         let runner = runner();
         let cancel = runner.cancel.clone();
-        let (result, ()) = tokio::join!(
-            async { runner.run(Forever, &mut stack()).await },
-            async { cancel.cancel() }
-        );
+        let (result, ()) = tokio::join!(async { runner.run(Forever, &mut stack()).await }, async { cancel.cancel() });
         assert_eq!(result.unwrap_err().cause.kind(), ErrorKind::Cancelled);
         assert_eq!(runner.run(Quick, &mut stack()).await.unwrap_err().cause.kind(), ErrorKind::Cancelled);
     }

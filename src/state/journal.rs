@@ -6,8 +6,8 @@
 
 use super::ProcessId;
 use super::records::VERSION;
-use crate::network::{Limits, NetnsError, Network, NetworkNamespace, Undo};
 use crate::hooks;
+use crate::network::{Limits, NetnsError, Network, NetworkNamespace, Undo};
 use crate::oci::OciState;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Hook;

@@ -258,7 +258,9 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     }
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(source) => return Err(StateError::Io { action: "read", path: path.to_owned(), source }),
     };
     let damaged = |source| StateError::Damaged { path: path.to_owned(), source };

@@ -39,8 +39,8 @@ pub(super) fn make_shared(directory: &Path) -> io::Result<()> {
 /// [`ErrorKind::InvalidArgument`] when the source is not there; else what the host said.
 pub fn bind(source: &Path, target: &Path, flags: MountFlags) -> Result<(), OpError> {
     let what = format!("cannot share {} with the guest", source.display());
-    let metadata = fs::metadata(source)
-        .map_err(|error| OpError::because(ErrorKind::InvalidArgument, what.clone(), error))?;
+    let metadata =
+        fs::metadata(source).map_err(|error| OpError::because(ErrorKind::InvalidArgument, what.clone(), error))?;
     let failed = |error: io::Error| OpError::internal(what.clone(), error);
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent).map_err(failed)?;

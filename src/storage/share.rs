@@ -17,7 +17,9 @@ pub const GUEST_SHARE: &str = "/run/kata-containers/shared/containers";
 pub fn prepare_share(directory: &Path) -> Result<(), OpError> {
     let what = || format!("cannot make the shared directory {}", directory.display());
     match std::fs::DirBuilder::new().mode(0o755).create(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(OpError::internal(what(), error)),
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(OpError::internal(what(), error));
+        }
         _ => {}
     }
     make_shared(directory).map_err(|error| OpError::internal(what(), error))

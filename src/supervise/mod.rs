@@ -10,4 +10,3 @@ mod v1;
 
 pub use launch::{LaunchError, enter, launch};
 pub use serve::run;
-

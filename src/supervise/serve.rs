@@ -1,16 +1,17 @@
 //! The life of a supervisor.
 
+use super::log;
 use super::service::TaskService;
 use super::startup::{Startup, StartupAnswer};
 use super::v1::V1Service;
-use super::log;
 use crate::actors::factory::FactoryActor;
 use crate::actors::hook::HookActor;
-use crate::actors::network::NetworkActor;
+use crate::actors::network::{NamespaceAhead, NetworkActor};
 use crate::actors::runtime::Ask;
 use crate::actors::sandbox::{SandboxActor, SandboxSetup, SandboxState};
 use crate::error::{ErrorKind, OpError};
 use crate::hypervisor::{Backends, BuiltIn};
+use crate::network::NetworkNamespace;
 use crate::pipeline::SharedJournal;
 use crate::pipeline::create::Facilities;
 use crate::state::{ProcessId, SandboxRecord, Store, UndoRecord};
@@ -41,7 +42,7 @@ pub fn run(startup: Startup, answer: OwnedFd) -> ExitCode {
         answer.write_all(&bytes).is_ok()
     };
     let store = Store::new(&startup.root);
-    let (directory, listener) = match prepare(&startup, &store) {
+    let Prepared { directory, listener, netns } = match prepare(&startup, &store) {
         Ok(ready) => ready,
         Err(error) => {
             tell(&StartupAnswer::Failed { message: error.one_line() });
@@ -55,16 +56,26 @@ pub fn run(startup: Startup, answer: OwnedFd) -> ExitCode {
             tracing::warn!("the option {key} ({origin}) has no effect in this version");
         }
         let built_in = BuiltIn { executable: PathBuf::from("/proc/self/exe") };
-        serve(startup, &store, listener, Arc::new(built_in));
+        serve(startup, &store, listener, netns, Arc::new(built_in));
     }
     finish(&directory);
     ExitCode::SUCCESS
 }
 
+/// What a supervisor has before it has actors.
+struct Prepared {
+    directory: PathBuf,
+    listener: UnixListener,
+    netns: Option<NamespaceAhead>,
+}
+
 /// Everything before the actors: after an error nothing is left.
-fn prepare(startup: &Startup, store: &Store) -> Result<(PathBuf, UnixListener), OpError> {
+fn prepare(startup: &Startup, store: &Store) -> Result<Prepared, OpError> {
     private_mount_namespace()
         .map_err(|error| OpError::internal("cannot make a mount namespace (is this root?)", error))?;
+    // The first thread there is: the mount namespace is every later thread's too.
+    let ahead = startup.new_netns && !startup.config.config.runtime.disable_new_netns;
+    let netns = ahead.then(|| std::thread::spawn(NetworkNamespace::create));
     let directory = store.make_sandbox_dir(&startup.sandbox)?;
     let prepared = (|| {
         let record = SandboxRecord {
@@ -80,10 +91,11 @@ fn prepare(startup: &Startup, store: &Store) -> Result<(PathBuf, UnixListener), 
             .map_err(|error| OpError::internal(format!("cannot log to {}", log_path.display()), error))?;
         let socket = store.api_socket(&startup.sandbox);
         // The directory is 0700, so root alone gets in.
-        hybrid_vsock::bind(&socket).map_err(|error| OpError::internal(format!("cannot listen on {}", socket.display()), error))
+        hybrid_vsock::bind(&socket)
+            .map_err(|error| OpError::internal(format!("cannot listen on {}", socket.display()), error))
     })();
     match prepared {
-        Ok(listener) => Ok((directory, listener)),
+        Ok(listener) => Ok(Prepared { directory, listener, netns }),
         Err(error) => {
             // Ours, and nothing in it but what was just written.
             let _ = UndoRecord::RemoveTree { path: directory }.perform();
@@ -106,7 +118,13 @@ fn level(startup: &Startup) -> Level {
     }
 }
 
-fn serve(startup: Startup, store: &Store, listener: UnixListener, backends: Arc<dyn Backends>) {
+fn serve(
+    startup: Startup,
+    store: &Store,
+    listener: UnixListener,
+    netns: Option<NamespaceAhead>,
+    backends: Arc<dyn Backends>,
+) {
     let system = actix::System::with_tokio_rt(|| {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -116,7 +134,7 @@ fn serve(startup: Startup, store: &Store, listener: UnixListener, backends: Arc<
             .expect("a runtime can be made in a process that has just started")
     });
     system.block_on(async {
-        let (sandbox, state) = start_actors(&startup, store, backends);
+        let (sandbox, state) = start_actors(&startup, store, netns, backends);
         let calls = watch::Sender::new(0);
         let busy = calls.subscribe();
         let task = TaskService {
@@ -135,10 +153,11 @@ fn serve(startup: Startup, store: &Store, listener: UnixListener, backends: Arc<
 fn start_actors(
     startup: &Startup,
     store: &Store,
+    netns: Option<NamespaceAhead>,
     backends: Arc<dyn Backends>,
 ) -> (crate::actors::sandbox::SandboxHandle, watch::Receiver<SandboxState>) {
     crate::cgroup::look_ahead();
-    let network = NetworkActor::new(startup.config.config.runtime.disable_new_netns, startup.new_netns).start();
+    let network = NetworkActor::new(startup.config.config.runtime.disable_new_netns, netns).start();
     let hooks = HookActor.start();
     let factory = FactoryActor::default().start();
     let facilities = Facilities {

@@ -223,9 +223,8 @@ impl Task for TaskService {
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let work = async {
             let process: Box<Process> = json(request.spec.as_ref(), "process")?;
-            crate::oci::validate_process(&process).map_err(|error| {
-                OpError::because(ErrorKind::InvalidArgument, "cannot start the process", error)
-            })?;
+            crate::oci::validate_process(&process)
+                .map_err(|error| OpError::because(ErrorKind::InvalidArgument, "cannot start the process", error))?;
             let stdio = StdioNames {
                 terminal: request.terminal,
                 stdin: request.stdin,
@@ -319,7 +318,8 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let work = async { self.find(&request.id).await?.stats.ask(Stats {}).await };
         let stats = work.await.map_err(to_ttrpc)?;
-        let bytes = stats.write_to_bytes().map_err(|error| to_ttrpc(OpError::internal("cannot encode the counters", error)))?;
+        let bytes =
+            stats.write_to_bytes().map_err(|error| to_ttrpc(OpError::internal("cannot encode the counters", error)))?;
         let mut response = StatsResponse::new();
         let any = Any { type_url: "grpc.StatsContainerResponse".into(), value: bytes, ..Any::default() };
         response.stats = MessageField::some(any);

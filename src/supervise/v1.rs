@@ -63,9 +63,7 @@ fn runc_stats(stats: &StatsContainerResponse) -> Value {
     let (cpu, memory, pids) =
         (group.cpu_stats.get_or_default(), group.memory_stats.get_or_default(), group.pids_stats.get_or_default());
     let (usage, throttling) = (cpu.cpu_usage.get_or_default(), cpu.throttling_data.get_or_default());
-    let data = |data: &stockade_agent_protocol::agent::MemoryData| {
-        json!({"usage": data.usage, "max": data.max_usage, "failcnt": data.failcnt, "limit": data.limit})
-    };
+    let data = |data: &stockade_agent_protocol::agent::MemoryData| json!({"usage": data.usage, "max": data.max_usage, "failcnt": data.failcnt, "limit": data.limit});
     json!({
         "cpu": {
             "usage": {

@@ -55,7 +55,8 @@ fn what_must_be_undone_is_written_down_while_the_sandbox_lives() {
         let sandbox = Sandbox::new(&root);
         sandbox.create(sandbox.first()).await.unwrap();
         let written = sandbox.journal().join("\n");
-        for part in ["control group", "network namespace", "unmount", "end the virtual machine", "let the guest end", "remove"]
+        for part in
+            ["control group", "network namespace", "unmount", "end the virtual machine", "let the guest end", "remove"]
         {
             assert!(written.contains(part), "{part} is not in:\n{written}");
         }

@@ -22,7 +22,8 @@ fn fails_at(stockade: &Stockade, step: &str) {
     assert!(failure.contains(step) && failure.contains("injected"), "{step}: {failure}");
     before.assert_same(stockade);
     // The hooks began from their own step on.
-    let late = ["bundle", "configuration", "reserve-id", "stdio", "rootfs", "factory", "begin-cgroup", "network-namespace"];
+    let late =
+        ["bundle", "configuration", "reserve-id", "stdio", "rootfs", "factory", "begin-cgroup", "network-namespace"];
     assert_eq!(witness.exists(), !late.contains(&step), "{step}: poststop hooks run once the first hook began");
 }
 

@@ -201,8 +201,7 @@ async fn try_create(
 
     let process = spec.process().as_ref();
     let seccomp = execution.seccomp.clone();
-    let capabilities =
-        process.and_then(|p| p.capabilities().clone()).or_else(|| execution.capabilities.clone());
+    let capabilities = process.and_then(|p| p.capabilities().clone()).or_else(|| execution.capabilities.clone());
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let own_user_namespace = namespaces
         .into_iter()

@@ -22,9 +22,9 @@ impl Handler<Envelope<RunHooks>> for HookActor {
         spawned::<_, RunHooks, _>(message.span, async move {
             use std::os::fd::AsFd;
             let netns = netns.as_ref().map(|descriptor| descriptor.as_fd());
-            run_hooks(phase, &hooks, &state, netns, cancel).await.map_err(|error| {
-                OpError::because(ErrorKind::Internal, format!("a {phase} hook failed"), error)
-            })
+            run_hooks(phase, &hooks, &state, netns, cancel)
+                .await
+                .map_err(|error| OpError::because(ErrorKind::Internal, format!("a {phase} hook failed"), error))
         })
     }
 }

@@ -13,21 +13,22 @@ use crate::network::{
 use actix::{Actor, Context, Handler};
 use std::thread::JoinHandle;
 
+/// A namespace that is being made before anybody has asked for it, since the kernel needs more than a millisecond for one.
+pub type NamespaceAhead = JoinHandle<Result<NetworkNamespace, NetnsError>>;
+
 /// Owns the sandbox's network namespace.
 #[derive(Debug)]
 pub struct NetworkActor {
     /// `[runtime] disable_new_netns`: the machine runs in the supervisor's namespace and gets no interface.
     disabled: bool,
     /// One that is being made before anybody has asked for it.
-    ahead: Option<JoinHandle<Result<NetworkNamespace, NetnsError>>>,
+    ahead: Option<NamespaceAhead>,
     held: Option<SandboxNetns>,
 }
 
 impl NetworkActor {
-    /// An actor that holds nothing. `ahead`: a namespace will be asked for that does not exist; it is made at once, since
-    /// the kernel needs more than a millisecond for one.
-    pub fn new(disabled: bool, ahead: bool) -> Self {
-        let ahead = (ahead && !disabled).then(|| std::thread::spawn(NetworkNamespace::create));
+    /// An actor that holds nothing, but perhaps a namespace that is being made `ahead`.
+    pub fn new(disabled: bool, ahead: Option<NamespaceAhead>) -> Self {
         Self { disabled, ahead, held: None }
     }
 

@@ -9,7 +9,7 @@
 mod actor;
 mod messages;
 
-pub use actor::NetworkActor;
+pub use actor::{NamespaceAhead, NetworkActor};
 pub use messages::{
     AttachNetwork, AttachedEndpoint, DetachNetwork, PlannedNetwork, PrepareNetns, ReleaseNetns, SandboxNetns,
     ScanNetwork,

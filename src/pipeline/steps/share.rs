@@ -119,8 +119,11 @@ pub(in crate::pipeline) fn sandbox_shm(bytes: u64) -> Storage {
     storage.driver = "ephemeral".into();
     storage.source = "shm".into();
     storage.fstype = "tmpfs".into();
-    storage.options =
-        ["noexec", "nosuid", "nodev", "mode=1777"].map(str::to_owned).into_iter().chain([format!("size={bytes}")]).collect();
+    storage.options = ["noexec", "nosuid", "nodev", "mode=1777"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([format!("size={bytes}")])
+        .collect();
     storage.mount_point = "/run/kata-containers/sandbox/shm".into();
     storage
 }

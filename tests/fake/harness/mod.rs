@@ -27,6 +27,7 @@ use stockade::actors::sandbox::{
     SandboxState,
 };
 use stockade::error::OpError;
+use stockade::network::NetworkNamespace;
 use stockade::pipeline::SharedJournal;
 use stockade::pipeline::create::{CreateRequest, Facilities};
 use stockade::state::{ContainerRecord, Journal, Store};
@@ -120,7 +121,7 @@ impl Sandbox {
         let store = Store::new(root.join("state"));
         let name = id.parse().expect("an id");
         store.make_sandbox_dir(&name).expect("a directory");
-        let network = NetworkActor::new(false, true).start();
+        let network = NetworkActor::new(false, Some(std::thread::spawn(NetworkNamespace::create))).start();
         let factory = FactoryActor::default().start();
         let facilities = Facilities {
             store: store.clone(),

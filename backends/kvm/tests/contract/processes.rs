@@ -16,7 +16,10 @@ async fn sigterm_from_outside_is_a_signal_and_not_a_stop() {
     let pid = hypervisor.processes().first().unwrap().pid;
     assert!(std::process::Command::new("kill").arg(pid.to_string()).status().unwrap().success());
     let mut exit = hypervisor.exit();
-    let exit = tokio::time::timeout(Duration::from_secs(60) * slowness(), exit.wait_for(Option::is_some)).await.unwrap().unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(60) * slowness(), exit.wait_for(Option::is_some))
+        .await
+        .unwrap()
+        .unwrap();
     let expected = ExitCause::Signal { process: ProcessRole::Hypervisor, signal: 15 };
     assert_eq!(exit.as_ref().unwrap().cause, expected);
 }

@@ -27,6 +27,8 @@ pub(super) fn make(config: &Config, executable: &Path) -> Result<Arc<dyn Hypervi
         stockade_exe: executable.to_owned(),
         seccomp_sandbox: options.seccomp_sandbox.clone(),
         debug: options.machine.enable_debug,
+        // A crowded host takes its time to start a process, too.
+        start_limit: options.machine.boot_timeout,
         ..qemu::QemuOptions::default()
     })?;
     Ok(Arc::new(backend.machine()))

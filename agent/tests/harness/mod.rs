@@ -54,7 +54,7 @@ fn start_agent() -> Place {
     make_rootfs(&rootfs);
     let socket = dir.join("agent.sock");
     let address = format!("unix://{}", socket.display());
-    let script = "mount -t cgroup2 none /sys/fs/cgroup && mount -t tmpfs none /run && \
+    let script = "{ [ -e /sys/fs/cgroup/cgroup.controllers ] || mount -t cgroup2 none /sys/fs/cgroup; } && mount -t tmpfs none /run && \
         ip link add test0 address 02:00:00:00:00:01 type veth peer name test1 && exec \"$0\" \"$@\"";
     let child = Command::new("unshare")
         .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--net", "sh", "-c", script])

@@ -39,7 +39,12 @@ const fn suite(name: &'static str, need: Need, backend: Option<&'static str>, pa
 /// In the order in which they run: the quick ones first. A test that several of a name have is the first one's.
 pub const SUITES: &[Suite] = &[
     Suite { target: Some(""), prefix: "cgroup::", ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade") },
-    suite("cgroup-v2", Need::ControlGroups2, None, "stockade-agent"),
+    Suite { target: Some(""), ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade-agent") },
+    Suite {
+        target: Some("agent_calls"),
+        always: false,
+        ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade-agent")
+    },
     Suite { target: Some("contract"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-kvm") },
     Suite {
         target: Some("contract"),
@@ -48,7 +53,6 @@ pub const SUITES: &[Suite] = &[
     },
     Suite { target: Some("life_cycle"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { target: Some("oci_resources"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
-    Suite { target: Some("life_cycle"), ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
     Suite { always: false, ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },

@@ -7,57 +7,18 @@ use qapi::qmp;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
-use stockade_hypervisor::{DeviceConfig, DeviceId, HypervisorError, NetQueueFds, Operation};
+use stockade_hypervisor::{DeviceConfig, HypervisorError, NetQueueFds, Operation};
 use tokio::sync::broadcast;
 
-/// A device that was added.
-#[derive(Debug, Clone)]
-pub(crate) struct Device {
-    pub(crate) id: DeviceId,
-    pub(crate) config: DeviceConfig,
-    /// The root port of q35 that it was plugged into.
-    pub(crate) port: Option<usize>,
-}
+/// A device, and the root port of q35 that it was plugged into.
+pub(crate) type Device = stockade_machine_process::devices::Device<Option<usize>>;
 
 /// All of a machine's.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    devices: Vec<Device>,
-    next: u32,
-}
+pub(crate) type Table = stockade_machine_process::devices::Table<Option<usize>>;
 
-impl Table {
-    /// A name that no device of this machine ever had.
-    pub(crate) fn next_id(&mut self) -> DeviceId {
-        let id = DeviceId(format!("dev{}", self.next));
-        self.next = self.next.saturating_add(1);
-        id
-    }
-
-    pub(crate) fn insert(&mut self, device: Device) {
-        self.devices.push(device);
-    }
-
-    pub(crate) fn get(&self, id: &DeviceId) -> Option<Device> {
-        self.devices.iter().find(|device| device.id == *id).cloned()
-    }
-
-    pub(crate) fn remove(&mut self, id: &DeviceId) -> Option<Device> {
-        let at = self.devices.iter().position(|device| device.id == *id)?;
-        Some(self.devices.remove(at))
-    }
-
-    pub(crate) fn all(&self) -> Vec<Device> {
-        self.devices.clone()
-    }
-
-    pub(crate) fn has_share(&self) -> bool {
-        self.devices.iter().any(|device| matches!(device.config, DeviceConfig::Share { .. }))
-    }
-
-    pub(crate) fn free_port(&self) -> Option<usize> {
-        (0..ROOT_PORTS).find(|port| self.devices.iter().all(|device| device.port != Some(*port)))
-    }
+/// A root port of q35 that no device is plugged into.
+pub(crate) fn free_port(table: &Table) -> Option<usize> {
+    (0..ROOT_PORTS).find(|port| table.all().iter().all(|device| device.place != Some(*port)))
 }
 
 /// What this backend asks of a device beyond what every backend does.
@@ -93,8 +54,8 @@ pub(crate) struct Plug<'a> {
 impl Plug<'_> {
     /// Plugs `device`, or takes back what it had done for it.
     pub(crate) async fn add(&self, device: &Device) -> Result<(), HypervisorError> {
-        let Device { id, config, port } = device;
-        let bus = match (self.machine, port) {
+        let Device { id, config, place } = device;
+        let bus = match (self.machine, place) {
             (MachineType::Q35, Some(port)) => format!("port{port}"),
             _ => "pci.0".to_owned(),
         };
@@ -207,30 +168,22 @@ impl Plug<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stockade_hypervisor::DeviceId;
 
-    fn block(table: &mut Table, port: Option<usize>) -> DeviceId {
+    fn block(table: &mut Table, place: Option<usize>) -> DeviceId {
         let id = table.next_id();
         let config = DeviceConfig::Block { path: "/dev/null".into(), read_only: true };
-        table.insert(Device { id: id.clone(), config, port });
+        table.insert(Device { id: id.clone(), config, place });
         id
-    }
-
-    #[test]
-    fn ids_are_never_used_again() {
-        let mut table = Table::default();
-        let first = block(&mut table, None);
-        assert!(table.remove(&first).is_some());
-        assert!(table.remove(&first).is_none());
-        assert_ne!(block(&mut table, None), first);
     }
 
     #[test]
     fn ports_are_taken_and_given_back() {
         let mut table = Table::default();
         let ids: Vec<_> = (0..ROOT_PORTS).map(|port| block(&mut table, Some(port))).collect();
-        assert_eq!(table.free_port(), None);
+        assert_eq!(free_port(&table), None);
         table.remove(&ids[2]);
-        assert_eq!(table.free_port(), Some(2));
+        assert_eq!(free_port(&table), Some(2));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use stockade_hypervisor::{ExitCause, ProcessRole};
 use stockade_machine_process::process::{Ended, Process};
+use stockade_machine_process::stop::Stopping;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -14,18 +15,6 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 const CONSEQUENCE_WAIT: Duration = Duration::from_millis(50);
 /// How long the rest of the monitor's events is waited for after QEMU's end.
 const EVENTS_WAIT: Duration = Duration::from_millis(500);
-
-/// Whether somebody asked for the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Stopping {
-    /// Nobody.
-    #[default]
-    No,
-    /// The guest was asked to power off.
-    Asked,
-    /// QEMU was told to end, or killed.
-    Forced,
-}
 
 /// The two processes of a machine.
 #[derive(Debug)]

@@ -9,12 +9,12 @@
 
 use crate::command_line::{self, DiskPart, FsPart, NetPart, Parts};
 use crate::devices::Device;
-use crate::exit::{self, Processes, Stopping};
+use crate::exit::{self, Processes};
 use crate::options::{Acceleration, QemuOptions};
 use crate::qmp::{Client, Seen};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -26,14 +26,14 @@ use stockade_devices::vhost_user::{FsArgs, VhostUserArgs, VsockArgs};
 use stockade_hypervisor::{
     BootSource, DeviceConfig, ExitCause, HypervisorError, Operation, ProcessRole, ShareCache, VmConfig, hybrid_vsock,
 };
-use stockade_machine_process::console::{Console, create_log};
-use stockade_machine_process::process::{Ended, Launch, Process, SpawnError};
-use tokio::net::UnixStream;
+use stockade_machine_process::console::Console;
+use stockade_machine_process::life::AGENT_SOCKET;
+use stockade_machine_process::process::{Ended, Launch, Process};
+use stockade_machine_process::start::{Passed, StartError, asynchronous, console_log, host, pair};
+use stockade_machine_process::stop::Stopping;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// The agent's socket in the sandbox's directory.
-pub(crate) const SOCKET: &str = "vsock.sock";
 /// Serves virtio-fs requests beside the queue's own thread.
 const FS_THREADS: usize = 0;
 
@@ -58,46 +58,6 @@ pub(crate) struct Launched {
     pub(crate) lifeline: StdStream,
 }
 
-/// A start that failed and left nothing behind.
-#[derive(Debug)]
-pub(crate) struct LaunchError {
-    pub(crate) error: HypervisorError,
-    /// How the machine ended, for those who ask later.
-    pub(crate) cause: ExitCause,
-}
-
-impl From<HypervisorError> for LaunchError {
-    fn from(error: HypervisorError) -> Self {
-        Self { error, cause: ExitCause::NeverStarted }
-    }
-}
-
-impl From<SpawnError> for LaunchError {
-    fn from(error: SpawnError) -> Self {
-        HypervisorError::host(Operation::Start, error.what, error.source).into()
-    }
-}
-
-fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> HypervisorError {
-    let what = what.into();
-    move |source| HypervisorError::host(Operation::Start, what, source)
-}
-
-/// Descriptors that a child inherits under their numbers.
-#[derive(Debug, Default)]
-struct Passed(Vec<Arc<OwnedFd>>);
-
-impl Passed {
-    fn add(&mut self, fd: impl Into<OwnedFd>) -> RawFd {
-        self.share(&Arc::new(fd.into()))
-    }
-
-    fn share(&mut self, fd: &Arc<OwnedFd>) -> RawFd {
-        self.0.push(Arc::clone(fd));
-        fd.as_raw_fd()
-    }
-}
-
 /// A listening vhost-user socket and a connection to it. No path is left: nobody else shall connect.
 fn vhost_socket(run_dir: &Path, name: &str) -> Result<(OwnedFd, StdStream), HypervisorError> {
     let path = run_dir.join(name);
@@ -105,15 +65,6 @@ fn vhost_socket(run_dir: &Path, name: &str) -> Result<(OwnedFd, StdStream), Hype
     let connected = hybrid_vsock::open_blocking(&path).map_err(host(format!("connect to {}", path.display())));
     std::fs::remove_file(&path).map_err(host(format!("remove {}", path.display())))?;
     Ok((listener.into(), connected?))
-}
-
-fn pair(what: &str) -> Result<(StdStream, StdStream), HypervisorError> {
-    StdStream::pair().map_err(host(format!("make a socket pair for {what}")))
-}
-
-fn asynchronous(stream: StdStream, what: &str) -> Result<UnixStream, HypervisorError> {
-    let what = format!("watch the socket of {what}");
-    stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)).map_err(host(what))
 }
 
 fn cache_policy(cache: ShareCache) -> CachePolicy {
@@ -148,11 +99,8 @@ fn plan(
     let (qmp, qmp_end) = pair("QEMU's monitor")?;
     let (console, console_end) = pair("the console")?;
     let (lifeline, lifeline_end) = pair("the device process")?;
-    let log = match &config.console_log {
-        Some(path) => Some(create_log(path).map_err(host(format!("make the console's log {}", path.display())))?),
-        None => None,
-    };
-    let agent_socket = run_dir.join(SOCKET);
+    let log = console_log(config)?;
+    let agent_socket = run_dir.join(AGENT_SOCKET);
     let uds = hybrid_vsock::bind(&agent_socket).map_err(host(format!("listen on {}", agent_socket.display())))?;
     let directory = File::open(run_dir).map_err(host(format!("open {}", run_dir.display())))?;
     let (vsock_listener, vsock) = vhost_socket(run_dir, "vhost-vsock.sock")?;
@@ -162,7 +110,7 @@ fn plan(
             listener: to_devices.add(vsock_listener),
             uds: to_devices.add(uds),
             guest_cid: u64::from(config.guest_cid),
-            host_sockets: Some((to_devices.add(directory), SOCKET.to_owned())),
+            host_sockets: Some((to_devices.add(directory), AGENT_SOCKET.to_owned())),
         }),
         lifeline: to_devices.add(lifeline_end),
         parent: Some(std::process::id()),
@@ -212,7 +160,7 @@ fn plan(
         program: binary,
         shown_as: None,
         args: command_line::build(options, &parts),
-        keep: to_qemu.0,
+        keep: to_qemu.into_keep(),
         netns: config.netns.clone(),
         pid_namespace: false,
     };
@@ -222,7 +170,7 @@ fn plan(
         // Else a process list would show the link that this program starts itself by.
         shown_as: Some("stockade"),
         args: std::iter::once("vhost-user".to_owned()).chain(args.to_args()).map(Into::into).collect(),
-        keep: to_devices.0,
+        keep: to_devices.into_keep(),
         netns: None,
         pid_namespace: false,
     };
@@ -237,7 +185,7 @@ pub(crate) async fn launch(
     config: &VmConfig,
     devices: &[Device],
     cancel: &CancellationToken,
-) -> Result<Launched, LaunchError> {
+) -> Result<Launched, StartError> {
     let plan = plan(binary, options, on, config, devices)?;
     tracing::debug!(program = %plan.hypervisor.program.display(), args = ?plan.hypervisor.args, "starting QEMU");
     let devices = Process::launch(plan.devices).await?;
@@ -265,16 +213,16 @@ pub(crate) async fn launch(
         let ended = std::pin::pin!(processes.ended(None));
         first(ended, talk, &processes, cancel, options.start_limit).await
     };
-    let (error, cause) = match outcome {
+    let failed = match outcome {
         Outcome::Answered(qmp, console) => {
             return Ok(Launched { processes, qmp, console, panicked, lifeline: plan.lifeline });
         }
-        Outcome::Failed(error) => (error, ExitCause::NeverStarted),
-        Outcome::Ended(cause) => (HypervisorError::Exited { operation: Operation::Start, cause: cause.clone() }, cause),
+        Outcome::Failed(error) => error.into(),
+        Outcome::Ended(cause) => StartError::ended(cause),
     };
     processes.kill();
     processes.ended(None).await;
-    Err(LaunchError { error, cause })
+    Err(failed)
 }
 
 /// How a start came out.

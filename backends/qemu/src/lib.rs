@@ -2,8 +2,9 @@
 //! serves its virtio-fs and vsock devices.
 //!
 //! - [`QemuBackend`] finds QEMU, decides between KVM and emulation by the [probe](stockade_machine_process::probe), and makes machines;
-//! - `machine` is the [`Hypervisor`](stockade_hypervisor::Hypervisor); `launch` starts it, `stop` ends it, `exit` says
-//!   how it ended, `devices` and `resize` change it while it runs;
+//! - `machine` is the [`Hypervisor`](stockade_hypervisor::Hypervisor); its states are those of
+//!   [`life`](stockade_machine_process::life); `launch` starts it, `exit` says how it ended, `devices` and `resize` change it
+//!   while it runs;
 //! - `command_line` is a pure function; `qmp` talks to the monitor; `sys` holds all unsafe code.
 
 mod command_line;
@@ -14,7 +15,6 @@ mod machine;
 mod options;
 mod qmp;
 mod resize;
-mod stop;
 mod sys;
 mod tsc;
 

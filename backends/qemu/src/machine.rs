@@ -1,33 +1,31 @@
 //! One virtual machine that is a QEMU process: the trait, and the task that sees its end.
 
+use crate::NAME;
 use crate::command_line::MMIO_SLOTS;
 use crate::devices::{self, Device, Plug, Table};
-use crate::exit::{self, Processes, Stopping};
-use crate::launch::{self, Host, Launched, SOCKET};
+use crate::exit::{self, Processes};
+use crate::launch::{self, Host, Launched};
 use crate::options::{Acceleration, MachineType, QemuOptions};
 use crate::qmp::Client;
 use crate::resize::{self, Added};
 use crate::tsc::TscSample;
-use crate::{NAME, stop};
 use qapi::qmp;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use stockade_hypervisor::{
-    AgentChannel, BootSource, Capabilities, DeviceConfig, DeviceId, ExitCause, Hypervisor, HypervisorError, MiB,
-    Operation, ResizeRequest, Resized, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
+    AgentChannel, BootSource, Capabilities, DeviceConfig, DeviceId, Hypervisor, HypervisorError, MiB, Operation,
+    ResizeRequest, Resized, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
 };
+use stockade_machine_process::life::Life;
+use stockade_machine_process::stop::{StopNote, Stopping, ladder};
 use stockade_machine_process::usage;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 /// How long the end of a machine whose monitor broke off is waited for, to name it.
 const END_WAIT: Duration = Duration::from_secs(2);
-/// How long the rest of the console is read after the end.
-const CONSOLE_WAIT: Duration = Duration::from_millis(500);
 
 /// A machine of the QEMU backend. Dropping it kills what runs.
 #[derive(Debug)]
@@ -42,24 +40,7 @@ struct Shared {
     acceleration: Acceleration,
     tsc: Arc<TscSample>,
     capabilities: Capabilities,
-    /// Never held across an await.
-    machine: Mutex<Machine>,
-    /// One operation at a time talks to the monitor; stopping does not wait for it.
-    operation: tokio::sync::Mutex<()>,
-    exit: watch::Sender<Option<VmExit>>,
-    /// Ends a start that is under way.
-    cancel: CancellationToken,
-}
-
-#[derive(Debug)]
-struct Machine {
-    state: VmState,
-    starting: bool,
-    config: Option<Arc<VmConfig>>,
-    devices: Table,
-    present: Resized,
-    added: Added,
-    running: Option<Arc<Running>>,
+    life: Life<Running, Option<usize>>,
 }
 
 /// What there is from the start to the end.
@@ -67,98 +48,26 @@ struct Machine {
 pub(crate) struct Running {
     pub(crate) processes: Processes,
     pub(crate) qmp: Client,
+    /// What was added since the boot; never locked across an await.
+    added: Mutex<Added>,
     panicked: Arc<AtomicBool>,
-    stopping: watch::Sender<Stopping>,
+    stopping: StopNote,
     /// Its closing ends the device process, should the signals be lost.
     _lifeline: std::os::unix::net::UnixStream,
 }
 
 impl Running {
-    /// Notes that the end was asked for; a later note never weakens an earlier one.
-    pub(crate) fn note_stopping(&self, to: Stopping) {
-        self.stopping.send_if_modified(|stopping| {
-            let stronger = *stopping != Stopping::Forced && *stopping != to;
-            if stronger {
-                *stopping = to;
-            }
-            stronger
-        });
+    fn added(&self) -> MutexGuard<'_, Added> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Shared {
-    fn machine(&self) -> MutexGuard<'_, Machine> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the machine once. Everything of it is gone when the exit is told.
-    fn end(&self, cause: ExitCause) {
-        let (running, config) = {
-            let mut machine = self.machine();
-            if machine.state == VmState::Stopped {
-                return;
-            }
-            machine.state = VmState::Stopped;
-            machine.devices = Table::default();
-            // Taken, so that descriptors of network interfaces are closed.
-            (machine.running.take(), machine.config.take())
-        };
-        drop(running);
-        if let Some(config) = config {
-            let socket = config.run_dir.join(SOCKET);
-            if let Err(e) = std::fs::remove_file(&socket)
-                && e.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %socket.display(), error = %e, "the agent's socket stays");
-            }
-        }
-        tracing::debug!(%cause, "the virtual machine has ended");
-        self.exit.send_replace(Some(VmExit { cause }));
-    }
-
-    async fn exited(&self) -> ExitCause {
-        let mut exit = self.exit.subscribe();
-        match exit.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
-            Ok(Some(VmExit { cause })) => cause,
-            // The sender is in self.
-            _ => std::future::pending().await,
-        }
-    }
-
-    /// Names the machine's end where that is why `error` came.
-    async fn explain(&self, operation: Operation, error: HypervisorError) -> HypervisorError {
-        if !matches!(error, HypervisorError::Host { .. } | HypervisorError::Timeout { .. }) {
-            return error;
-        }
-        let wait = if matches!(error, HypervisorError::Host { .. }) { END_WAIT } else { Duration::ZERO };
-        match tokio::time::timeout(wait, self.exited()).await {
-            Ok(cause) => HypervisorError::Exited { operation, cause },
-            Err(_) => error,
-        }
-    }
-
-    /// The running machine, in a state that allows `operation`.
-    fn running(&self, operation: Operation) -> Result<Arc<Running>, HypervisorError> {
-        let machine = self.machine();
-        machine.state.check(operation)?;
-        machine.running.clone().ok_or(HypervisorError::WrongState { operation, state: machine.state })
-    }
-
-    fn unsupported(&self, operation: Operation, reason: impl Into<String>) -> HypervisorError {
-        HypervisorError::Unsupported { operation, backend: NAME, reason: reason.into() }
-    }
-
-    fn check_devices(&self, config: &VmConfig, devices: &[Device]) -> Result<(), HypervisorError> {
-        let shares = devices.iter().filter(|device| matches!(device.config, DeviceConfig::Share { .. })).count();
-        if shares > 1 {
-            return Err(HypervisorError::Config {
-                option: "share",
-                problem: "this backend shares one directory".to_owned(),
-            });
-        }
+    fn check_devices(&self, config: &VmConfig, devices: &Table) -> Result<(), HypervisorError> {
+        devices.check_shares()?;
         // vsock and the random number generator are always there.
         let disks = usize::from(matches!(config.boot, BootSource::Image { .. }));
-        let transports = devices.len() + disks + 2;
+        let transports = devices.all().len() + disks + 2;
         if self.options.machine_type == MachineType::Microvm && transports > MMIO_SLOTS {
             return Err(HypervisorError::Config {
                 option: "machine_type",
@@ -169,8 +78,11 @@ impl Shared {
     }
 
     async fn start(self: Arc<Self>, config: Arc<VmConfig>) -> Result<(), HypervisorError> {
-        let devices = self.machine().devices.all();
-        let launched = match self.check_devices(&config, &devices) {
+        let (devices, checked) = {
+            let machine = self.life.machine();
+            (machine.devices.all().to_vec(), self.check_devices(&config, &machine.devices))
+        };
+        let launched = match checked {
             Ok(()) => {
                 let tsc_khz = match (self.acceleration, self.options.machine_type) {
                     (Acceleration::Tcg, MachineType::Microvm) => Some(self.tsc.khz().await),
@@ -178,40 +90,30 @@ impl Shared {
                     _ => None,
                 };
                 let host = Host { acceleration: self.acceleration, tsc_khz };
-                launch::launch(self.binary.clone(), &self.options, host, &config, &devices, &self.cancel).await
+                let cancel = self.life.cancelled();
+                launch::launch(self.binary.clone(), &self.options, host, &config, &devices, cancel).await
             }
             Err(e) => Err(e.into()),
         };
         let Launched { processes, qmp, console, panicked, lifeline } = match launched {
             Ok(launched) => launched,
             Err(failed) => {
-                self.end(failed.cause);
+                self.life.end(failed.cause);
                 return Err(failed.error);
             }
         };
         let running = Arc::new(Running {
             processes,
             qmp,
+            added: Mutex::default(),
             panicked,
-            stopping: watch::Sender::new(Stopping::No),
+            stopping: StopNote::default(),
             _lifeline: lifeline,
         });
-        let cancelled = {
-            let mut machine = self.machine();
-            machine.starting = false;
-            let cancelled = self.cancel.is_cancelled();
-            if !cancelled {
-                machine.state = VmState::Running;
-                machine.running = Some(Arc::clone(&running));
-            }
-            cancelled
-        };
-        if cancelled {
+        if !self.life.started(&running) {
             running.processes.kill();
             running.processes.ended(None).await;
-            let cause = ExitCause::NeverStarted;
-            self.end(cause.clone());
-            return Err(HypervisorError::Exited { operation: Operation::Start, cause });
+            return Err(self.life.given_up());
         }
         tokio::spawn(Arc::clone(&self).watch(running, console));
         Ok(())
@@ -222,13 +124,11 @@ impl Shared {
         let events = running.qmp.seen();
         let (hypervisor, devices) = running.processes.ended(Some(events.clone())).await;
         let seen = exit::all_events(events).await;
-        if tokio::time::timeout(CONSOLE_WAIT, console).await.is_err() {
-            tracing::debug!("the console stays open after QEMU's end");
-        }
+        self.life.read_console(console).await;
         let console_panic = running.panicked.load(Ordering::Acquire);
-        let stopping = *running.stopping.borrow();
+        let stopping = running.stopping.noted();
         drop(running);
-        self.end(exit::cause(&hypervisor, devices.as_ref(), seen, console_panic, stopping));
+        self.life.end(exit::cause(&hypervisor, devices.as_ref(), seen, console_panic, stopping));
     }
 
     async fn plug(&self, running: &Running, config: DeviceConfig) -> Result<DeviceId, HypervisorError> {
@@ -241,24 +141,22 @@ impl Shared {
         let machine_type = self.options.machine_type;
         if !can {
             let reason = format!("{} does not take {what} while it runs", machine_type.as_str());
-            return Err(self.unsupported(operation, reason));
+            return Err(self.life.unsupported(operation, reason));
         }
         let device = {
-            let mut machine = self.machine();
-            let port = match machine_type {
+            let mut machine = self.life.machine();
+            let place = match machine_type {
                 MachineType::Q35 => Some(
-                    machine
-                        .devices
-                        .free_port()
-                        .ok_or_else(|| self.unsupported(operation, "all root ports of q35 are taken"))?,
+                    devices::free_port(&machine.devices)
+                        .ok_or_else(|| self.life.unsupported(operation, "all root ports of q35 are taken"))?,
                 ),
                 MachineType::Pc | MachineType::Microvm => None,
             };
-            Device { id: machine.devices.next_id(), config, port }
+            Device { id: machine.devices.next_id(), config, place }
         };
         self.plugger(&running.qmp).add(&device).await?;
         let id = device.id.clone();
-        self.machine().devices.insert(device);
+        self.life.machine().devices.insert(device);
         Ok(id)
     }
 
@@ -267,23 +165,21 @@ impl Shared {
     }
 
     async fn grow(&self, running: &Running, request: ResizeRequest) -> Result<Resized, HypervisorError> {
-        let (mut present, mut added, config) = {
-            let machine = self.machine();
-            (machine.present, machine.added.clone(), machine.config.clone())
-        };
-        let Some(config) = config else { return Ok(present) };
+        let Some(config) = self.life.config() else { return Ok(self.life.machine().present) };
+        let mut present = self.life.machine().present;
+        let mut added = running.added().clone();
         let operation = Operation::Resize;
         let steps = match request.vcpus.filter(|vcpus| *vcpus != present.vcpus) {
             None => 0,
             Some(_) if !self.capabilities.vcpu_hotplug => {
-                return Err(self.unsupported(operation, "microvm has the vCPUs of its boot"));
+                return Err(self.life.unsupported(operation, "microvm has the vCPUs of its boot"));
             }
             Some(vcpus) => resize::vcpu_steps(present, &added, &config, vcpus)?,
         };
         let memory = match request.memory.filter(|memory| *memory != present.memory) {
             None => None,
             Some(_) if !self.capabilities.memory_hotplug => {
-                return Err(self.unsupported(operation, "microvm has the memory of its boot"));
+                return Err(self.life.unsupported(operation, "microvm has the memory of its boot"));
             }
             Some(memory) => resize::memory_step(present, &config, memory)?,
         };
@@ -297,20 +193,19 @@ impl Shared {
                 resize::remove_vcpu(&plug, &mut added).await?;
                 present.vcpus = present.vcpus.saturating_sub(1);
             }
-            self.note_size(present, &added);
+            self.note_size(running, present, &added);
         }
         if let Some(size) = memory {
             resize::add_memory(&running.qmp, &mut added, size).await?;
             present.memory = MiB(present.memory.0.saturating_add(size.0));
-            self.note_size(present, &added);
+            self.note_size(running, present, &added);
         }
         Ok(present)
     }
 
-    fn note_size(&self, present: Resized, added: &Added) {
-        let mut machine = self.machine();
-        machine.present = present;
-        machine.added = added.clone();
+    fn note_size(&self, running: &Running, present: Resized, added: &Added) {
+        self.life.machine().present = present;
+        *running.added() = added.clone();
     }
 }
 
@@ -322,36 +217,16 @@ impl Qemu {
         tsc: Arc<TscSample>,
         capabilities: Capabilities,
     ) -> Self {
-        let machine = Machine {
-            state: VmState::New,
-            starting: false,
-            config: None,
-            devices: Table::default(),
-            present: Resized { vcpus: 0, memory: MiB(0) },
-            added: Added::default(),
-            running: None,
-        };
-        Self {
-            shared: Arc::new(Shared {
-                options,
-                binary,
-                acceleration,
-                tsc,
-                capabilities,
-                machine: Mutex::new(machine),
-                operation: tokio::sync::Mutex::new(()),
-                exit: watch::Sender::new(None),
-                cancel: CancellationToken::new(),
-            }),
-        }
+        let life = Life::new(NAME, END_WAIT);
+        Self { shared: Arc::new(Shared { options, binary, acceleration, tsc, capabilities, life }) }
     }
 
     /// Pauses or resumes.
     async fn run_vcpus(&self, operation: Operation, to: VmState) -> Result<(), HypervisorError> {
-        let shared = &self.shared;
-        let _one = shared.operation.lock().await;
-        let running = shared.running(operation)?;
-        if shared.machine().state == to {
+        let life = &self.shared.life;
+        let _one = life.one_operation().await;
+        let running = life.running(operation)?;
+        if life.state() == to {
             return Ok(());
         }
         let done = if to == VmState::Paused {
@@ -360,21 +235,18 @@ impl Qemu {
             running.qmp.execute(operation, qmp::cont {}).await
         };
         if let Err(e) = done {
-            return Err(shared.explain(operation, e).await);
+            return Err(life.explain(operation, e).await);
         }
-        let mut machine = shared.machine();
-        machine.state.check(operation)?;
-        machine.state = to;
-        Ok(())
+        life.turn(operation, to)
     }
 }
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        self.shared.cancel.cancel();
+        self.shared.life.cancelled().cancel();
         // The watching task reaps.
-        if let Some(running) = self.shared.machine().running.clone() {
-            running.note_stopping(Stopping::Forced);
+        if let Some(running) = self.shared.life.current() {
+            running.stopping.note(Stopping::Forced);
             running.processes.kill();
         }
     }
@@ -391,11 +263,11 @@ impl Hypervisor for Qemu {
     }
 
     fn state(&self) -> VmState {
-        self.shared.machine().state
+        self.shared.life.state()
     }
 
     async fn prepare(&self, config: VmConfig) -> Result<(), HypervisorError> {
-        self.shared.machine().state.check(Operation::Prepare)?;
+        self.shared.life.state().check(Operation::Prepare)?;
         config.validate()?;
         let max = self.shared.capabilities.max_vcpus;
         if config.vcpus > max || (self.shared.capabilities.vcpu_hotplug && config.max_vcpus > max) {
@@ -405,43 +277,17 @@ impl Hypervisor for Qemu {
         if let BootSource::Image { image, .. } = &config.boot {
             devices::utf8("image", image)?;
         }
-        let mut table = Table::default();
         for device in &config.devices {
             devices::check(device)?;
-            let id = table.next_id();
-            table.insert(Device { id, config: device.clone(), port: None });
         }
-        self.shared.check_devices(&config, &table.all())?;
-        let mut machine = self.shared.machine();
-        machine.state.check(Operation::Prepare)?;
-        machine.devices = table;
-        machine.present = Resized { vcpus: config.vcpus, memory: config.memory };
-        machine.config = Some(Arc::new(config));
-        machine.state = VmState::Prepared;
-        Ok(())
+        let devices = Table::of(&config.devices);
+        self.shared.check_devices(&config, &devices)?;
+        self.shared.life.prepare(config, devices)
     }
 
     async fn start(&self) -> Result<(), HypervisorError> {
-        let config = {
-            let mut machine = self.shared.machine();
-            let state = machine.state;
-            state.check(Operation::Start)?;
-            match machine.config.clone() {
-                Some(config) if !machine.starting => {
-                    machine.starting = true;
-                    config
-                }
-                _ => return Err(HypervisorError::WrongState { operation: Operation::Start, state }),
-            }
-        };
-        // A task of its own: a caller that gives up must not leave half a machine.
-        match tokio::spawn(Arc::clone(&self.shared).start(config)).await {
-            Ok(result) => result,
-            Err(e) => {
-                self.shared.end(ExitCause::NeverStarted);
-                Err(HypervisorError::host(Operation::Start, "run the task that starts it", io::Error::other(e)))
-            }
-        }
+        let config = self.shared.life.begin_start()?;
+        self.shared.life.finish_start(Arc::clone(&self.shared).start(config)).await
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {
@@ -453,71 +299,53 @@ impl Hypervisor for Qemu {
     }
 
     async fn stop(&self, deadlines: StopDeadlines) -> Result<VmExit, HypervisorError> {
-        let shared = &self.shared;
-        let (running, idle, paused) = {
-            let machine = shared.machine();
-            let idle = matches!(machine.state, VmState::New | VmState::Prepared);
-            if idle {
-                // Under the lock: a start that is ready looks here before it becomes a running machine.
-                shared.cancel.cancel();
+        let life = &self.shared.life;
+        if let Some((running, paused)) = life.begin_stop() {
+            let ask = async {
+                // The power button. A guest that does not listen to it may have been asked by its agent.
+                if let Err(e) = running.qmp.execute(Operation::Stop, qmp::system_powerdown {}).await {
+                    tracing::debug!(error = %e, "the power button could not be pressed");
+                }
+            };
+            let quit = async {
+                if let Err(e) = running.qmp.execute(Operation::Stop, qmp::quit {}).await {
+                    tracing::debug!(error = %e, "QEMU's monitor did not take the order to quit");
+                }
+            };
+            let process = &running.processes.hypervisor;
+            if !ladder(process, &running.stopping, deadlines, paused, ask, quit).await {
+                running.processes.kill();
             }
-            (machine.running.clone(), idle && !machine.starting, machine.state == VmState::Paused)
-        };
-        if idle {
-            shared.end(ExitCause::NeverStarted);
         }
-        if let Some(running) = running {
-            stop::ladder(&running, deadlines, paused).await;
-        }
-        Ok(VmExit { cause: shared.exited().await })
+        Ok(VmExit { cause: life.exited().await })
     }
 
     fn exit(&self) -> watch::Receiver<Option<VmExit>> {
-        self.shared.exit.subscribe()
+        self.shared.life.exit()
     }
 
     async fn add_device(&self, device: DeviceConfig) -> Result<DeviceId, HypervisorError> {
         let operation = Operation::AddDevice;
         let shared = &self.shared;
-        let _one = shared.operation.lock().await;
-        shared.machine().state.check(operation)?;
+        let _one = shared.life.one_operation().await;
+        shared.life.state().check(operation)?;
         devices::check(&device)?;
-        {
-            let mut machine = shared.machine();
-            if machine.state == VmState::Prepared {
-                if machine.starting {
-                    return Err(HypervisorError::WrongState { operation, state: machine.state });
-                }
-                if matches!(device, DeviceConfig::Share { .. }) && machine.devices.has_share() {
-                    return Err(shared.unsupported(operation, "it shares one directory"));
-                }
-                let id = machine.devices.next_id();
-                machine.devices.insert(Device { id: id.clone(), config: device, port: None });
-                return Ok(id);
-            }
+        if let Some(id) = shared.life.add_before_start(&device)? {
+            return Ok(id);
         }
-        let running = shared.running(operation)?;
+        let running = shared.life.running(operation)?;
         match shared.plug(&running, device).await {
             Ok(id) => Ok(id),
-            Err(e) => Err(shared.explain(operation, e).await),
+            Err(e) => Err(shared.life.explain(operation, e).await),
         }
     }
 
     async fn remove_device(&self, id: &DeviceId) -> Result<(), HypervisorError> {
         let operation = Operation::RemoveDevice;
         let shared = &self.shared;
-        let _one = shared.operation.lock().await;
-        let device = {
-            let mut machine = shared.machine();
-            machine.state.check(operation)?;
-            let device = machine.devices.get(id).ok_or_else(|| HypervisorError::NoSuchDevice(id.clone()))?;
-            if machine.state == VmState::Prepared && !machine.starting {
-                machine.devices.remove(id);
-                return Ok(());
-            }
-            device
-        };
-        let running = shared.running(operation)?;
+        let _one = shared.life.one_operation().await;
+        let Some(device) = shared.life.remove_before_start(id)? else { return Ok(()) };
+        let running = shared.life.running(operation)?;
         let can = match &device.config {
             DeviceConfig::Share { .. } => false,
             DeviceConfig::Block { .. } => shared.capabilities.block_hotplug,
@@ -525,38 +353,33 @@ impl Hypervisor for Qemu {
         };
         if !can {
             let reason = format!("a {} stays until the machine ends", device.config.kind());
-            return Err(shared.unsupported(operation, reason));
+            return Err(shared.life.unsupported(operation, reason));
         }
         if let Err(e) = shared.plugger(&running.qmp).remove(&device).await {
-            return Err(shared.explain(operation, e).await);
+            return Err(shared.life.explain(operation, e).await);
         }
-        shared.machine().devices.remove(id);
+        shared.life.machine().devices.remove(id);
         Ok(())
     }
 
     async fn resize(&self, request: ResizeRequest) -> Result<Resized, HypervisorError> {
         let shared = &self.shared;
-        let _one = shared.operation.lock().await;
-        let running = shared.running(Operation::Resize)?;
+        let _one = shared.life.one_operation().await;
+        let running = shared.life.running(Operation::Resize)?;
         match shared.grow(&running, request).await {
             Ok(present) => Ok(present),
-            Err(e) => Err(shared.explain(Operation::Resize, e).await),
+            Err(e) => Err(shared.life.explain(Operation::Resize, e).await),
         }
     }
 
     fn agent_channel(&self) -> Result<AgentChannel, HypervisorError> {
-        let operation = Operation::AgentChannel;
-        let machine = self.shared.machine();
-        machine.state.check(operation)?;
-        let config = machine.config.as_ref();
-        let config = config.ok_or(HypervisorError::WrongState { operation, state: machine.state })?;
-        Ok(AgentChannel::HybridVsock(config.run_dir.join(SOCKET)))
+        self.shared.life.agent_channel()
     }
 
     async fn metrics(&self) -> Result<VmMetrics, HypervisorError> {
         let operation = Operation::Metrics;
-        let running = self.shared.running(operation)?;
-        let present = self.shared.machine().present;
+        let running = self.shared.life.running(operation)?;
+        let present = self.shared.life.machine().present;
         let mut metrics =
             VmMetrics { vcpus: present.vcpus, memory_bytes: present.memory.bytes(), ..VmMetrics::default() };
         for process in [&running.processes.hypervisor, &running.processes.devices] {
@@ -568,15 +391,14 @@ impl Hypervisor for Qemu {
                     metrics.cpu_ms = metrics.cpu_ms.saturating_add(cpu_ms);
                     metrics.resident_bytes = metrics.resident_bytes.saturating_add(resident);
                 }
-                Err(e) => return Err(self.shared.explain(operation, e).await),
+                Err(e) => return Err(self.shared.life.explain(operation, e).await),
             }
         }
         Ok(metrics)
     }
 
     fn processes(&self) -> Vec<VmProcess> {
-        let running = self.shared.machine().running.clone();
-        let Some(running) = running else { return Vec::new() };
+        let Some(running) = self.shared.life.current() else { return Vec::new() };
         [&running.processes.hypervisor, &running.processes.devices]
             .into_iter()
             .filter(|process| process.has_ended().is_none())

@@ -1,32 +1,20 @@
-//! How a machine ended, and ending it by a ladder: ask the guest, tell the process to quit, SIGTERM, SIGKILL.
+//! How a machine ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use stockade_hypervisor::{ExitCause, ProcessRole, StopDeadlines};
+use stockade_hypervisor::{ExitCause, ProcessRole};
 use stockade_machine_process::process::{Ended, Process};
+use stockade_machine_process::stop::Stopping;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::machine::Running;
-use crate::control::{Answer, ExitReason, Request, Seen};
+use crate::control::{ExitReason, Seen};
 
 /// How long the process may take to end after it said that its machine has ended, or closed its control socket.
 const END_WAIT: Duration = Duration::from_secs(3);
 /// How long its last messages are read after its end.
 const EVENTS_WAIT: Duration = Duration::from_millis(500);
-
-/// Whether somebody asked for the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Stopping {
-    /// Nobody.
-    #[default]
-    No,
-    /// The guest was asked to power off.
-    Asked,
-    /// The process was told to end, or killed.
-    Forced,
-}
 
 /// Waits for the process's end and makes sure of it once its machine has ended or it has broken the connection.
 pub(super) async fn ended(process: &Process, mut seen: watch::Receiver<Seen>) -> (Ended, Seen) {
@@ -72,56 +60,6 @@ pub(super) fn cause(ended: &Ended, seen: &Seen, console_panic: bool, stopping: S
         }
         (None, _) => ended.cause(process),
     }
-}
-
-/// Goes down the ladder until the process has ended, or is sure to end.
-pub(super) async fn ladder(running: &Running, deadlines: StopDeadlines, paused: bool, limit: Duration) {
-    // A guest that stands still can do nothing on its own.
-    if !deadlines.guest.is_zero() && !paused {
-        running.note_stopping(Stopping::Asked);
-        let ask = async {
-            // A guest that does not listen to a power button may have been asked by its agent.
-            match running.client.ask(Request::PowerButton, &[], limit).await {
-                Ok(Answer::Done) => {}
-                other => tracing::debug!(?other, "the power button could not be pressed"),
-            }
-            std::future::pending::<()>().await;
-        };
-        if within(deadlines.guest, &running.process, ask).await {
-            return;
-        }
-    }
-    running.note_stopping(Stopping::Forced);
-    if !deadlines.quit.is_zero() {
-        let quit = async {
-            if let Err(error) = running.client.ask(Request::Quit, &[], limit).await {
-                tracing::debug!(%error, "the machine's process did not take the order to quit");
-            }
-            std::future::pending::<()>().await;
-        };
-        if within(deadlines.quit, &running.process, quit).await {
-            return;
-        }
-    }
-    if !deadlines.term.is_zero() {
-        running.process.signal(libc::SIGTERM);
-        if within(deadlines.term, &running.process, std::future::pending()).await {
-            return;
-        }
-    }
-    running.process.signal(libc::SIGKILL);
-}
-
-/// Whether the process ends within the limit, while `act` goes on beside.
-async fn within(limit: Duration, process: &Process, act: impl Future<Output = ()>) -> bool {
-    timeout(limit, async {
-        tokio::select! {
-            _ = process.ended() => {}
-            () = act => {}
-        }
-    })
-    .await
-    .is_ok()
 }
 
 /// The guest's kernel has said on its console that it panics.

@@ -1,8 +1,7 @@
 //! Starting a machine's process, with everything that it needs open already.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,21 +11,19 @@ use stockade_hypervisor::{
     BootSource, DeviceConfig, ExitCause, HypervisorError, MiB, NetQueueFds, Operation, ProcessRole, VmConfig,
     hybrid_vsock,
 };
-use stockade_machine_process::console::{Console, create_log};
-use stockade_machine_process::process::{Launch, Process, SpawnError};
-use tokio::net::UnixStream;
+use stockade_machine_process::console::Console;
+use stockade_machine_process::devices::Device;
+use stockade_machine_process::life::AGENT_SOCKET;
+use stockade_machine_process::process::{Launch, Process};
+use stockade_machine_process::start::{Passed, StartError, asynchronous, console_log, host, pair};
+use stockade_machine_process::stop::Stopping;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::KvmOptions;
-use super::devices::Device;
-use super::exit::{self, Stopping};
+use super::{KvmOptions, exit};
 use crate::control::{self, Answer, Begin, Client, ClientError, Disk, Network, Request, Seen, Share, Vsock};
 use crate::jail::user_of;
 use crate::machine::COMMAND_LINE;
-
-/// The agent's socket in the sandbox's directory.
-pub(super) const SOCKET: &str = "vsock.sock";
 
 /// The steps in which memory can be plugged, in MiB: what Linux adds at least.
 const PLUG_STEP: u32 = 128;
@@ -42,53 +39,15 @@ pub(super) struct Launched {
     pub(super) panicked: Arc<AtomicBool>,
 }
 
-/// A start that failed and left nothing behind.
-#[derive(Debug)]
-pub(super) struct LaunchError {
-    pub(super) error: HypervisorError,
-    /// How the machine ended, for those who ask later.
-    pub(super) cause: ExitCause,
-}
-
-impl From<HypervisorError> for LaunchError {
-    fn from(error: HypervisorError) -> Self {
-        Self { error, cause: ExitCause::NeverStarted }
-    }
-}
-
-impl From<SpawnError> for LaunchError {
-    fn from(error: SpawnError) -> Self {
-        HypervisorError::host(Operation::Start, error.what, error.source).into()
-    }
-}
-
-fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> HypervisorError {
-    let what = what.into();
-    move |source| HypervisorError::host(Operation::Start, what, source)
-}
-
 /// Opens a file of the machine's; the kernel's errors name no file.
 pub(super) fn open(path: &Path, write: bool, operation: Operation) -> Result<OwnedFd, HypervisorError> {
     let opened = File::options().read(true).write(write).open(path);
     opened.map(Into::into).map_err(|e| HypervisorError::host(operation, format!("open {}", path.display()), e))
 }
 
-/// Descriptors that the process inherits under their numbers.
-#[derive(Debug, Default)]
-struct Passed(Vec<Arc<OwnedFd>>);
-
-impl Passed {
-    fn add(&mut self, fd: impl Into<OwnedFd>) -> RawFd {
-        let fd = Arc::new(fd.into());
-        let number = fd.as_raw_fd();
-        self.0.push(fd);
-        number
-    }
-
-    /// A copy of each, since the process takes each number once and a tap's may be passed twice.
-    fn copies(&mut self, queues: &NetQueueFds) -> Result<Vec<RawFd>, HypervisorError> {
-        queues.0.iter().map(|fd| Ok(self.add(fd.try_clone().map_err(host("copy a tap's descriptor"))?))).collect()
-    }
+/// Passes on a copy of each queue, since the process takes each number once and a tap's may be passed twice.
+fn copies(passed: &mut Passed, queues: &NetQueueFds) -> Result<Vec<RawFd>, HypervisorError> {
+    queues.0.iter().map(|fd| Ok(passed.add(fd.try_clone().map_err(host("copy a tap's descriptor"))?))).collect()
 }
 
 /// How much may be plugged later.
@@ -110,11 +69,8 @@ fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<P
     let start = Operation::Start;
     let mut passed = Passed::default();
     let (control, control_end) = control::pair().map_err(host("make a socket pair for the control messages"))?;
-    let (console, console_end) = StdStream::pair().map_err(host("make a socket pair for the console"))?;
-    let log = match &config.console_log {
-        Some(path) => Some(create_log(path).map_err(host(format!("make the console's log {}", path.display())))?),
-        None => None,
-    };
+    let (console, console_end) = pair("the console")?;
+    let log = console_log(config)?;
     let mut disks = Vec::new();
     let initrd = match &config.boot {
         BootSource::Initrd(path) => Some(path),
@@ -126,7 +82,7 @@ fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<P
     };
     let mut share = None;
     let mut networks = Vec::new();
-    for Device { id, config } in devices {
+    for Device { id, config, .. } in devices {
         let id = id.0.clone();
         match config {
             DeviceConfig::Share { tag, source, cache } => {
@@ -137,12 +93,12 @@ fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<P
                 disks.push((id, Disk { read_only: *read_only }, fd));
             }
             DeviceConfig::Net { mac, queues, mtu } => {
-                networks.push((id, Network { mac: *mac, mtu: *mtu }, passed.copies(queues)?));
+                networks.push((id, Network { mac: *mac, mtu: *mtu }, copies(&mut passed, queues)?));
             }
         }
     }
     let size = |vcpus: u32| u8::try_from(vcpus).unwrap_or(u8::MAX);
-    let socket = config.run_dir.join(SOCKET);
+    let socket = config.run_dir.join(AGENT_SOCKET);
     let begin = Begin {
         kvm: passed.add(open(&options.device, true, start)?),
         kernel: Some(passed.add(open(&config.kernel.0, false, start)?)),
@@ -172,7 +128,7 @@ fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<P
         program: options.stockade_exe.clone(),
         shown_as: Some("stockade"),
         args,
-        keep: passed.0,
+        keep: passed.into_keep(),
         // It makes one of its own, which is empty; the taps are open.
         netns: None,
         pid_namespace: true,
@@ -197,12 +153,12 @@ pub(super) async fn launch(
     config: &VmConfig,
     devices: &[Device],
     cancel: &CancellationToken,
-) -> Result<Launched, LaunchError> {
+) -> Result<Launched, StartError> {
     let plan = plan(options, config, devices)?;
     let process = Process::launch(plan.launch).await?;
     let panicked = Arc::new(AtomicBool::new(false));
     let talk = async {
-        let console = asynchronous(plan.console)?;
+        let console = asynchronous(plan.console, "the console")?;
         let sink = Console::new(config.console.clone(), plan.log, Arc::clone(&panicked));
         let console = tokio::spawn(sink.read(console));
         let client = Client::new(plan.control).map_err(host("watch the control socket"))?;
@@ -213,7 +169,7 @@ pub(super) async fn launch(
         Err(error) => {
             process.signal(libc::SIGKILL);
             process.ended().await;
-            return Err(LaunchError::from(error));
+            return Err(StartError::from(error));
         }
     };
     let started = tokio::select! {
@@ -237,14 +193,8 @@ pub(super) async fn launch(
     Err(match failure {
         Failure::Refused(message) => HypervisorError::Refused { operation, message }.into(),
         Failure::Late => HypervisorError::Timeout { operation, limit: options.start_limit }.into(),
-        Failure::Cancelled => {
-            let cause = ExitCause::NeverStarted;
-            LaunchError { error: HypervisorError::Exited { operation, cause: cause.clone() }, cause }
-        }
-        Failure::Closed => {
-            let cause = exit::cause(&ended, &seen, exit::has_panicked(&panicked), Stopping::No);
-            LaunchError { error: HypervisorError::Exited { operation, cause: cause.clone() }, cause }
-        }
+        Failure::Cancelled => StartError::ended(ExitCause::NeverStarted),
+        Failure::Closed => StartError::ended(exit::cause(&ended, &seen, exit::has_panicked(&panicked), Stopping::No)),
     })
 }
 
@@ -284,8 +234,4 @@ async fn start(client: &Client, begin: Begin, options: &KvmOptions) -> Result<()
         Answer::Failed { message } => Err(Failure::Refused(control::bounded(&message))),
         other => Err(Failure::Refused(format!("the order to start was answered by {other:?}"))),
     }
-}
-
-fn asynchronous(stream: StdStream) -> Result<UnixStream, HypervisorError> {
-    stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)).map_err(host("watch the console's socket"))
 }

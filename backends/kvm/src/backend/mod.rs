@@ -1,8 +1,8 @@
 //! The supervisor's side: each machine is a `stockade vmm` process, described and asked by the
 //! [control protocol](crate::control).
 //!
-//! - `machine` is the [`Hypervisor`](stockade_hypervisor::Hypervisor); `launch` starts it, `exit` says how it ended and
-//!   ends it by a ladder, `devices` names its devices.
+//! - `machine` is the [`Hypervisor`](stockade_hypervisor::Hypervisor); its states are those of
+//!   [`life`](stockade_machine_process::life); `launch` starts it, `exit` says how it ended, `devices` which devices it can have.
 
 mod devices;
 mod exit;

@@ -8,6 +8,7 @@
 
 mod sys;
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What the probe found.
@@ -77,19 +78,25 @@ impl Outcome {
     }
 }
 
-/// Runs the probe; takes about a millisecond, at most [`LIMIT`]. Blocks.
+/// Runs the probe; takes about a millisecond, at most [`LIMIT`]. Blocks. What it found is remembered for the process's
+/// life; that it could not find out is not.
 pub fn kvm_probe() -> KvmProbe {
-    match sys::in_child(LIMIT) {
-        Ok(Some(status)) => Outcome::ALL.into_iter().find(|outcome| *outcome as i32 == status).map_or_else(
-            || KvmProbe { usable: false, reason: format!("the probe of /dev/kvm ended with status {status}") },
-            |outcome| KvmProbe { usable: outcome == Outcome::Usable, reason: outcome.reason().to_owned() },
-        ),
-        Ok(None) => KvmProbe {
-            usable: false,
-            reason: format!("/dev/kvm did not run two instructions within {} s", LIMIT.as_secs()),
+    static FOUND: OnceLock<Outcome> = OnceLock::new();
+    let unknown = |reason| KvmProbe { usable: false, reason };
+    let outcome = match FOUND.get() {
+        Some(found) => *found,
+        None => match sys::in_child(LIMIT) {
+            Ok(Some(status)) => match Outcome::ALL.into_iter().find(|outcome| *outcome as i32 == status) {
+                Some(outcome) => *FOUND.get_or_init(|| outcome),
+                None => return unknown(format!("the probe of /dev/kvm ended with status {status}")),
+            },
+            Ok(None) => {
+                return unknown(format!("/dev/kvm did not run two instructions within {} s", LIMIT.as_secs()));
+            }
+            Err(e) => return unknown(format!("cannot probe /dev/kvm: {e}")),
         },
-        Err(e) => KvmProbe { usable: false, reason: format!("cannot probe /dev/kvm: {e}") },
-    }
+    };
+    KvmProbe { usable: outcome == Outcome::Usable, reason: outcome.reason().to_owned() }
 }
 
 #[cfg(test)]

@@ -5,8 +5,11 @@
 //! - [`vhost_user`]: the process that serves both to QEMU;
 //! - [`jail`]: what that process gives up before it listens to a guest.
 
+mod error_line;
 pub mod fs;
 pub mod jail;
 mod sys;
 pub mod vhost_user;
 pub mod vsock;
+
+pub use error_line::one_line;

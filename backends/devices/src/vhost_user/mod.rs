@@ -14,7 +14,6 @@
 mod args;
 mod vsock;
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -33,6 +32,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 pub use args::{ArgsError, FsArgs, VhostUserArgs, VsockArgs};
 
+use crate::error_line::one_line;
 use crate::fs::{CachePolicy, FsConfig, FsError, vhost_user_backend};
 use crate::jail::{self, Capabilities, JailConfig, JailError};
 use crate::vsock::{HostSockets, Muxer, MuxerConfig, MuxerError};
@@ -114,7 +114,7 @@ pub enum VhostUserError {
     },
 }
 
-/// What the vhost-user library said; its own error is no [`Error`].
+/// What the vhost-user library said; its own error is no [`Error`](std::error::Error).
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DeviceError(DaemonError);
@@ -128,7 +128,7 @@ pub fn run(config: VhostUserConfig) -> Result<(), VhostUserError> {
     let served = serve(config.fs, config.vsock, config.parent, &mut lifeline);
     if let Err(error) = &served {
         // The supervisor may be gone; then nobody wants to know.
-        let _ = writeln!(lifeline, "error {}", chain(error));
+        let _ = writeln!(lifeline, "error {}", one_line(error));
     }
     served
 }
@@ -140,22 +140,10 @@ pub fn main(args: impl IntoIterator<Item = String>) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "stockade vhost-user: {}", chain(&error));
+            let _ = writeln!(io::stderr(), "stockade vhost-user: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 fn serve(

@@ -22,6 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use stockade_devices::fs::FsError as ShareError;
 use stockade_devices::jail::JailError;
+use stockade_devices::one_line;
 use stockade_devices::vsock::MuxerError;
 
 use crate::control::{self, Begin, Event, ExitReason, FromVmm, PacketError, ToVmm, bounded};
@@ -101,7 +102,7 @@ pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     let control = match control_socket(&arguments) {
         Ok(control) => control,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "{}", chain(&error));
+            let _ = writeln!(io::stderr(), "{}", one_line(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -114,7 +115,7 @@ pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let message = chain(&error);
+            let message = one_line(&error);
             let _ = writeln!(io::stderr(), "{message}");
             tell(&control, ExitReason::Failed { message: bounded(&message) });
             ExitCode::FAILURE
@@ -180,18 +181,6 @@ pub fn begin(control: &OwnedFd, keep: &[RawFd]) -> Result<(Begin, Jail, stockade
     };
     let (jail, jailed) = jail::enter(&config)?;
     Ok((*begin, jail, jailed))
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 /// A panic on any thread ends the process, after the usual message: nothing here may go on half alive.

@@ -4,11 +4,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::signalfd::SignalFd;
+use stockade_devices::one_line;
 use stockade_hypervisor::MiB;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::build::{self, Built};
-use super::{VmmError, chain, host};
+use super::{VmmError, host};
 use crate::control::{self, Added, Answer, Counters, Event, ExitReason, FromVmm, Request, Sized, ToVmm, bounded};
 use crate::jail::Jail;
 use crate::machine::{MachineError, MachineEvent};
@@ -164,5 +165,5 @@ fn add(id: String, device: Added, descriptors: Vec<OwnedFd>, built: &mut Built, 
 }
 
 fn failed(error: &dyn std::error::Error) -> Answer {
-    Answer::Failed { message: bounded(&chain(error)) }
+    Answer::Failed { message: bounded(&one_line(error)) }
 }

@@ -1,7 +1,11 @@
 //! Queues as an ill-willed guest would fill them, for property tests.
 
-use proptest::prelude::*;
+use std::ops::Range;
 
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::GuestMemory;
 use crate::virtio::testing::{DriverQueue, INDIRECT, WRITE};
 
 /// Descriptors in the largest queue of a device under test.
@@ -52,5 +56,34 @@ impl AnyRing {
         self.table.iter().any(|(start, len, flags, _)| {
             flags & INDIRECT != 0 || (flags & WRITE != 0 && address >= *start && address - *start < u64::from(*len))
         })
+    }
+}
+
+/// The buffers of a queue as they were before a device had its rings.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    memory: GuestMemory,
+    place: Range<u64>,
+    before: Vec<u8>,
+}
+
+impl Buffers {
+    pub(crate) fn of(memory: &GuestMemory, queue: &DriverQueue) -> Self {
+        let mut buffers = Self { memory: memory.clone(), place: queue.data(), before: Vec::new() };
+        buffers.before = buffers.now();
+        buffers
+    }
+
+    fn now(&self) -> Vec<u8> {
+        let mut bytes = vec![0; (self.place.end - self.place.start) as usize];
+        self.memory.read_slice(&mut bytes, GuestAddress(self.place.start)).unwrap();
+        bytes
+    }
+
+    /// Panics if a byte has changed that none of the rings lets a device write to.
+    pub(crate) fn check_writes(&self, rings: &[AnyRing]) {
+        for (address, (old, new)) in self.place.clone().zip(self.before.iter().zip(&self.now())) {
+            assert!(old == new || rings.iter().any(|ring| ring.may_write(address)), "written at {address:#x}");
+        }
     }
 }

@@ -42,11 +42,11 @@ impl MemoryView {
         let mut regions = Vec::new();
         for region in memory.iter() {
             let start = region.start_addr();
-            // SAFETY: the range is a mapping of this process with these properties, which `memory` owns and never
-            // changes. The view is lent out by reference only, and lives no longer than `memory`, which it holds; like
-            // every access to guest memory, those through it are volatile. It does not unmap what it did not map.
-            let mapping =
-                unsafe { MmapRegion::build_raw(region.as_ptr(), region.size(), region.prot(), region.flags()) };
+            let (at, size, protection, flags) = (region.as_ptr(), region.size(), region.prot(), region.flags());
+            // SAFETY: the range is so mapped in this process, by what `memory` holds and never changes; the view is only lent,
+            // lives no longer than `memory`, which it holds, and does not unmap what it did not map. Like all accesses to
+            // guest memory, those through it are volatile.
+            let mapping = unsafe { MmapRegion::build_raw(at, size, protection, flags) };
             let mapping = mapping.map_err(|error| ViewError::Region(start.0, error))?;
             regions.push(GuestRegionMmap::new(mapping, start).ok_or(ViewError::End(start.0))?);
         }

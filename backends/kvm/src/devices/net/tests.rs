@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use self::interface::Interface;
 use super::*;
-use crate::devices::testing::{AnyRing, any_ring};
+use crate::devices::testing::{AnyRing, Buffers, any_ring};
 use crate::memory::GuestMemory;
 use crate::virtio::testing::{DriverQueue, Part, QUEUE_SPAN, RecordingInterrupt, Request, guest_memory, wait_for};
 use crate::virtio::{Counters, Event};
@@ -412,6 +412,7 @@ proptest! {
     #[test]
     fn no_rings_make_the_device_panic_or_write_elsewhere(any in rings(), mergeable in any::<bool>()) {
         let mut bench = Bench::with(1, if mergeable { u64::MAX } else { !(1 << VIRTIO_NET_F_MRG_RXBUF) });
+        let buffers: Vec<_> = bench.queues.iter().map(|queue| Buffers::of(&bench.memory, queue)).collect();
         for (queue, any) in bench.queues.iter_mut().zip(&any) {
             any.write(queue);
         }
@@ -421,14 +422,7 @@ proptest! {
         for event in [Event::Queue(RX), Event::Queue(TX), Event::Source(0), Event::Queue(TX), Event::Source(0)] {
             let _ = bench.worker.handle(event);
         }
-        for queue in &bench.queues {
-            let data = queue.data();
-            let mut bytes = vec![0; (data.end - data.start) as usize];
-            bench.memory.read_slice(&mut bytes, GuestAddress(data.start)).unwrap();
-            for (address, byte) in data.zip(bytes) {
-                prop_assert!(byte == 0 || any.iter().any(|ring| ring.may_write(address)), "written at {address:#x}");
-            }
-        }
+        buffers.iter().for_each(|buffers| buffers.check_writes(&any));
         let queues = bench.worker.stop();
         prop_assert_eq!(queues.len(), 2);
     }

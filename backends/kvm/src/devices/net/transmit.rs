@@ -20,7 +20,7 @@ const MIN_FRAME: usize = 14;
 pub(super) struct Transmit {
     pub(super) queue: LiveQueue,
     pieces: Pieces,
-    /// The tap device takes no more for now.
+    /// The tap device is full.
     pub(super) blocked: bool,
 }
 

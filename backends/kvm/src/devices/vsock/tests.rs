@@ -5,10 +5,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use proptest::prelude::*;
 use stockade_devices::vsock::{HEADER_LEN, HOST_CID, Header, MuxerConfig, TYPE_STREAM, op};
-use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::devices::testing::{AnyRing, any_ring};
+use crate::devices::testing::{AnyRing, Buffers, any_ring};
 use crate::memory::GuestMemory;
 use crate::virtio::Event;
 use crate::virtio::testing::{Activated, DriverQueue, Part, QUEUE_SPAN, Request, activate, guest_memory};
@@ -241,19 +240,13 @@ proptest! {
         let mut bench = Bench::with(|device| device.restore(&saved).unwrap());
         let mut client = bench.client();
         let _ = client.write_all(b"CONNECT 1\nhello");
+        let buffers: Vec<_> = bench.queues.iter().map(|queue| Buffers::of(&bench.memory, queue)).collect();
         for (queue, any) in bench.queues.iter_mut().zip(&any) {
             any.write(queue);
         }
         for event in [Event::Queue(EVENTS), Event::Queue(TX), Event::Queue(RX), Event::Source(0)] {
             let _ = bench.running.worker.handle(event);
         }
-        for queue in &bench.queues {
-            let data = queue.data();
-            let mut bytes = vec![0; (data.end - data.start) as usize];
-            bench.memory.read_slice(&mut bytes, GuestAddress(data.start)).unwrap();
-            for (address, byte) in data.zip(bytes) {
-                prop_assert!(byte == 0 || any.iter().any(|ring| ring.may_write(address)), "written at {address:#x}");
-            }
-        }
+        buffers.iter().for_each(|buffers| buffers.check_writes(&any));
     }
 }

@@ -1,9 +1,11 @@
 //! What a machine that boots the contract's guest is made of.
 
 use std::any::Any;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use stockade_hypervisor::{BootSource, ConsoleSink, DeviceConfig, KernelImage, MiB, ShareCache, VmConfig};
 
@@ -128,4 +130,29 @@ fn with_files(
         console: ConsoleSink(Arc::new(sink)),
     };
     Ok((config, Box::new(Keep { _directory: directory, console })))
+}
+
+/// Kills a supervisor of machines, and waits until none of its machine's processes runs any more. `supervisor` is a program
+/// of the tests that starts a machine, prints the number of each process and then `started`.
+///
+/// # Panics
+/// The machine has not `count` processes, or one of them outlives the limit.
+pub fn die_with_supervisor(supervisor: &mut Command, count: usize, limit: Duration) {
+    let mut supervisor = supervisor.stdout(Stdio::piped()).spawn().expect("the supervisor starts");
+    let output = supervisor.stdout.take().expect("it was asked for");
+    let lines = BufReader::new(output).lines().map(|line| line.expect("the supervisor writes lines"));
+    let pids: Vec<String> = lines.take_while(|line| line != "started").collect();
+    assert_eq!(pids.len(), count, "{pids:?}");
+    supervisor.kill().expect("it can be killed");
+    supervisor.wait().expect("it ends");
+    // Whoever inherits them may leave them as zombies; what counts is that they run no more.
+    let runs = |pid: &String| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    };
+    let end = Instant::now() + limit;
+    while pids.iter().any(runs) {
+        assert!(Instant::now() < end, "one of {pids:?} still runs");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -4,7 +4,7 @@ use crate::fixture::{Board, KERNEL};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
-use stockade_contract_guest::machines::guest;
+use stockade_contract_guest::machines::{die_with_supervisor, guest};
 use stockade_hypervisor::contract::{Machine, slowness};
 use stockade_hypervisor::{DeviceConfig, ExitCause, HypervisorError, NetQueueFds, ProcessRole, StopDeadlines, VmState};
 use stockade_qemu::{MachineType, QemuBackend, QemuOptions};
@@ -93,30 +93,13 @@ async fn a_caller_that_gives_up_a_start_can_still_stop_it() {
 
 #[test]
 fn a_killed_supervisor_takes_both_processes_along() {
-    use std::io::{BufRead, BufReader};
     let directory = tempfile::tempdir().unwrap();
-    let mut supervisor = std::process::Command::new(crate::fixture::HELPER)
+    let mut supervisor = std::process::Command::new(crate::fixture::HELPER);
+    supervisor
         .arg("supervise")
         .args([&guest(KERNEL).join(KERNEL), directory.path()])
-        .arg(crate::fixture::accelerator())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(supervisor.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let pids: Vec<String> = lines.take_while(|line| line != "started").collect();
-    assert_eq!(pids.len(), 2);
-    supervisor.kill().unwrap();
-    supervisor.wait().unwrap();
-    // Whoever inherits them may leave them as zombies; what counts is that they run no more.
-    let runs = |pid: &String| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    };
-    let limit = std::time::Instant::now() + Duration::from_secs(2) * slowness();
-    while pids.iter().any(runs) {
-        assert!(std::time::Instant::now() < limit, "one of {pids:?} still runs");
-        std::thread::yield_now();
-    }
+        .arg(crate::fixture::accelerator());
+    die_with_supervisor(&mut supervisor, 2, Duration::from_secs(2) * slowness());
 }
 
 /// A network interface of the host's that goes with its descriptor.

@@ -4,12 +4,13 @@
 //! A sandbox's directory may be deeper than the 107 bytes that a socket's address takes, so both ends name the socket
 //! through `/proc/self/fd` when its path is long.
 
+use nix::sys::socket::{MsgFlags, recv};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 /// The longest path that fits into a `sockaddr_un` with its end.
@@ -90,15 +91,21 @@ pub async fn read_connect(stream: &mut UnixStream) -> io::Result<u32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{line:?} is not CONNECT and a port")))
 }
 
-/// Reads up to a line's end, byte by byte so that nothing after it is taken. The end of the stream is a line too.
-async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
+/// Reads up to a line's end and takes nothing after it: looks at what is there first. The end of the stream is a line too.
+async fn read_line(stream: &mut UnixStream) -> io::Result<String> {
     let mut line = Vec::with_capacity(LINE_LIMIT);
-    let mut byte = [0];
-    while stream.read(&mut byte).await? == 1 && byte != *b"\n" {
-        if line.len() == LINE_LIMIT {
+    let mut seen = [0; LINE_LIMIT];
+    loop {
+        let peek = || recv(stream.as_raw_fd(), &mut seen, MsgFlags::MSG_PEEK).map_err(io::Error::from);
+        let there = stream.async_io(Interest::READABLE, peek).await?;
+        let end = seen[..there].iter().position(|byte| *byte == b'\n');
+        stream.read_exact(&mut seen[..end.map_or(there, |end| end + 1)]).await?;
+        line.extend_from_slice(&seen[..end.unwrap_or(there)]);
+        if line.len() > LINE_LIMIT {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the line of the handshake is too long"));
         }
-        line.push(byte[0]);
+        if end.is_some() || there == 0 {
+            return Ok(String::from_utf8_lossy(&line).into_owned());
+        }
     }
-    Ok(String::from_utf8_lossy(&line).into_owned())
 }

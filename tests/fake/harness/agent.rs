@@ -17,10 +17,9 @@ use stockade_agent_protocol::empty::Empty;
 use stockade_agent_protocol::health::{CheckRequest, VersionCheckResponse};
 use stockade_agent_protocol::health_ttrpc::{Health, create_health};
 use stockade_hypervisor::ExitCause;
-use stockade_hypervisor::fake::FakeControl;
+use stockade_hypervisor::fake::{Cut, FakeControl};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
@@ -34,7 +33,7 @@ struct Inner {
     slow_start: bool,
     processes: BTreeMap<ProcessKey, watch::Sender<Option<i32>>>,
     machine: Option<FakeControl>,
-    connections: Vec<AbortHandle>,
+    connections: Vec<Cut>,
 }
 
 /// The agent. Clones are the same one.
@@ -86,9 +85,7 @@ impl FakeAgent {
 
     /// Cuts its connections, as an agent that crashes in a machine that goes on.
     pub(crate) fn vanish(&self) {
-        for connection in self.inner().connections.drain(..) {
-            connection.abort();
-        }
+        self.inner().connections.clear();
     }
 
     pub(super) fn let_go(&self) {
@@ -104,15 +101,11 @@ impl FakeAgent {
             return;
         }
         let agent = self.clone();
-        let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
-        let mut stream = stream;
-        let connection = tokio::spawn(async move {
-            let _ = tokio::io::copy_bidirectional(&mut stream, &mut far).await;
-        });
-        self.inner().connections.push(connection.abort_handle());
+        let (stream, cut) = Cut::before(stream).expect("a second descriptor");
+        self.inner().connections.push(cut);
         tokio::spawn(async move {
             use futures::StreamExt as _;
-            let one = futures::stream::once(async { Ok::<_, std::io::Error>(near) });
+            let one = futures::stream::once(async { Ok::<_, std::io::Error>(stream) });
             let mut server = Server::new()
                 .add_listener(Listener::new(one.chain(futures::stream::pending())))
                 .register_service(create_agent_service(Arc::new(agent.clone())))

@@ -3,6 +3,8 @@
 use crate::hybrid_vsock;
 use std::fmt;
 use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
@@ -97,12 +99,32 @@ async fn serve(mut host: UnixStream, handler: Option<AgentHandler>, mode: AgentM
     if host.write_all(format!("OK {port}\n").as_bytes()).await.is_err() {
         return;
     }
-    // A pair between, so that the machine's end cuts the connection whatever the handler does with its half.
-    let Ok((mut near, guest)) = UnixStream::pair() else {
+    // A second descriptor, so that the machine's end cuts the connection whatever the handler does with its own.
+    let Ok((stream, _cut)) = Cut::before(host) else {
         return;
     };
-    (handler.0)(port, guest);
-    if let Err(e) = tokio::io::copy_bidirectional(&mut host, &mut near).await {
-        tracing::debug!(port, error = %e, "a connection to the fake agent broke");
+    (handler.0)(port, stream);
+    std::future::pending().await
+}
+
+/// Ends a connection in both directions when it is dropped, whoever has it.
+#[derive(Debug)]
+pub struct Cut(StdUnixStream);
+
+impl Cut {
+    /// A stream's connection, which goes on with the stream that is answered.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn before(stream: UnixStream) -> io::Result<(UnixStream, Self)> {
+        let stream = stream.into_std()?;
+        let second = stream.try_clone()?;
+        Ok((UnixStream::from_std(stream)?, Self(second)))
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }

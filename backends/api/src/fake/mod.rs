@@ -6,7 +6,7 @@
 mod agent;
 mod control;
 
-pub use agent::{AgentHandler, AgentMode};
+pub use agent::{AgentHandler, AgentMode, Cut};
 pub use control::{Failure, FakeControl};
 
 use crate::{

@@ -5,6 +5,9 @@ mod qemu;
 
 use crate::error::{ErrorKind, OpError};
 use crate::ids::SandboxId;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::sysinfo::sysinfo;
+use nix::unistd::Pid;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -113,7 +116,7 @@ pub fn machine_config(
             return Err(OpError::new(ErrorKind::InvalidArgument, "neither initrd nor image is configured"));
         }
     };
-    let host_cpus = std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
+    let host_cpus = host_cpus();
     Ok(VmConfig {
         id: sandbox.to_string(),
         run_dir: directory.to_owned(),
@@ -152,13 +155,17 @@ fn log_console_line(line: &str) {
     }
 }
 
-/// The host's memory; what cannot be read counts as 1 GiB.
+/// How many of the host's processors this process may run on, as nproc(1) counts them.
+fn host_cpus() -> u32 {
+    let mine = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    let count = (0..CpuSet::count()).filter(|cpu| mine.is_set(*cpu).unwrap_or(false)).count();
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}
+
+/// The host's memory; what cannot be asked for counts as 1 GiB.
 fn host_memory() -> MiB {
-    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    MiB(kib.and_then(|kib| u32::try_from(kib / 1024).ok()).unwrap_or(1024))
+    let bytes = sysinfo().map(|info| info.ram_total()).ok();
+    MiB(bytes.and_then(|bytes| u32::try_from(bytes >> 20).ok()).unwrap_or(1024))
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use super::steps::{
     AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks, GuestReady,
-    JoinCgroup, Machine, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId, ResolveRootfs,
-    SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
+    JoinCgroup, Machine, MachineBegun, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId,
+    ResolveRootfs, SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
 };
 use super::{Runner, SharedJournal, StepFailure, UndoFailure, UndoStack};
 use crate::actors::factory::{Acquire, Acquired};
@@ -244,7 +244,8 @@ async fn sandbox_steps(
         vcpus: None,
     };
     let bundle = runner.run(read, container_undo).await?;
-    let (config, backend) = runner.run(Configure { facilities, bundle: &bundle }, container_undo).await?;
+    let (config, backend, begun_machine) =
+        runner.run(Configure { facilities, bundle: &bundle }, container_undo).await?;
     let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
     let reserved = runner.run(reserve, container_undo).await?;
     let stdio = runner.run(OpenStdio { names: request.stdio.clone() }, container_undo).await?;
@@ -288,7 +289,7 @@ async fn sandbox_steps(
     let network = runner.run(connect, sandbox_undo).await?;
     let share = runner.run(MakeShare { directory: directory.join("shared") }, sandbox_undo).await?;
     let start = StartMachine {
-        backends: facilities.backends.clone(),
+        begun: begun_machine,
         config: config.clone(),
         backend: backend.clone(),
         sandbox: id.clone(),
@@ -473,14 +474,14 @@ fn guest_sandbox(id: &SandboxId, config: &Config, backend: &ChosenBackend, bundl
     }
 }
 
-/// The second half of step 1: the configuration of this sandbox, and its backend.
+/// The second half of step 1: the configuration of this sandbox, and its backend, whose machine is begun.
 struct Configure<'a> {
     facilities: &'a Facilities,
     bundle: &'a Bundle,
 }
 
 impl super::Step for Configure<'_> {
-    type Output = (Config, ChosenBackend);
+    type Output = (Config, ChosenBackend, MachineBegun);
     const NAME: &'static str = "configuration";
 
     async fn run(self, _: &mut UndoStack) -> Result<Self::Output, OpError> {
@@ -496,7 +497,8 @@ impl super::Step for Configure<'_> {
                         linux.namespaces, or set [runtime] disable_new_netns for guests without a network";
             return Err(OpError::new(ErrorKind::InvalidArgument, what));
         }
-        Ok((config, backend))
+        let begun = MachineBegun::begin(Arc::clone(&self.facilities.backends), &config, &backend);
+        Ok((config, backend, begun))
     }
 }
 

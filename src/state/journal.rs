@@ -204,8 +204,8 @@ enum Line {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// Open from the first write on.
-    file: Option<File>,
+    /// Open from the first write on, with its length: nobody else writes to it.
+    file: Option<(File, u64)>,
     entries: Vec<JournalEntry>,
     next: u64,
 }
@@ -283,27 +283,30 @@ impl Journal {
 
     fn write(&mut self, line: &Line) -> io::Result<()> {
         let mut text = Vec::new();
-        let file = match &mut self.file {
-            Some(file) => file,
+        let (file, length) = match &mut self.file {
+            Some(open) => open,
             None => {
                 let create = !matches!(line, Line::Struck { .. });
                 let file = File::options().append(true).create(create).mode(0o600).open(&self.path)?;
-                self.file.insert(file)
+                let length = file.metadata()?.len();
+                self.file.insert((file, length))
             }
         };
-        let length = file.metadata()?.len();
-        if length == 0 {
+        if *length == 0 {
             serde_json::to_writer(&mut text, &Line::Version { version: VERSION })?;
             text.push(b'\n');
         }
         serde_json::to_writer(&mut text, line)?;
         text.push(b'\n');
-        let written = file.write_all(&text);
-        if written.is_err() {
-            // A part of a line would spoil the next one. Where not even that works, nothing more will be written either.
-            let _ = file.set_len(length);
+        match file.write_all(&text) {
+            Ok(()) => *length += text.len() as u64,
+            Err(error) => {
+                // A part of a line would spoil the next one. Where not even that works, nothing more will be written either.
+                let _ = file.set_len(*length);
+                return Err(error);
+            }
         }
-        written
+        Ok(())
     }
 }
 

@@ -1,7 +1,12 @@
 //! A process, told from a later one with the same number.
 
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
+use std::sync::OnceLock;
+
+/// More than a line of /proc/PID/stat has: 52 numbers and a name.
+const STAT_LIMIT: usize = 2048;
 
 /// A process id together with its start time, which no other process of that number shares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,8 +20,11 @@ pub struct ProcessId {
 impl ProcessId {
     /// The living process `pid`, or `None` when there is none (a zombie is none: it can do nothing any more).
     pub fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command name may hold spaces and parentheses: fields count from the last ')'.
+        let mut stat = [0; STAT_LIMIT];
+        // The kernel gives it whole to one read.
+        let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut stat).ok()?;
+        // The command name may hold spaces, parentheses and any byte: fields count from the last ')'.
+        let stat = String::from_utf8_lossy(&stat[..length]);
         let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
         if matches!(*fields.first()?, "Z" | "X") {
             return None;
@@ -26,8 +34,12 @@ impl ProcessId {
 
     /// This process.
     pub fn current() -> Self {
+        static SELF: OnceLock<ProcessId> = OnceLock::new();
         let pid = std::process::id().cast_signed();
-        Self::of(pid).unwrap_or(Self { pid, start_time: 0 })
+        let read = || Self::of(pid).unwrap_or(Self { pid, start_time: 0 });
+        let known = *SELF.get_or_init(read);
+        // A child that was forked has its parent's memory.
+        if known.pid == pid { known } else { read() }
     }
 
     /// Whether it still lives.

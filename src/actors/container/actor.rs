@@ -129,8 +129,13 @@ impl ContainerActor {
         if state == ContainerState::Gone {
             return;
         }
+        let written = (made.record.status, made.record.exit_status);
         made.record.status = state.status();
         made.record.exit_status = self.exit.borrow().map(|exit| exit.status);
+        // As after a creation, whose last step has written it.
+        if written == (made.record.status, made.record.exit_status) {
+            return;
+        }
         if let Err(error) = self.setup.store.write_container(&made.record) {
             // The supervisor still knows; only a reader of the disk after its death would not.
             tracing::error!(%error, "cannot write the container's record");

@@ -11,12 +11,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use stockade_config::Config;
 use stockade_hypervisor::{DeviceConfig, Hypervisor, StopDeadlines};
+use tokio::task::JoinHandle;
+
+/// A machine that is being made, which takes nothing of the host yet: QEMU is looked for, KVM is probed. That may block
+/// for a while, so it is begun early and waited for by [`StartMachine`].
+#[derive(Debug)]
+pub struct MachineBegun(JoinHandle<Result<Arc<dyn Hypervisor>, OpError>>);
+
+impl MachineBegun {
+    /// Begins, on a thread that may block.
+    pub fn begin(backends: Arc<dyn Backends>, config: &Config, backend: &ChosenBackend) -> Self {
+        let (config, backend) = (config.clone(), backend.clone());
+        Self(tokio::task::spawn_blocking(move || backends.make(&config, &backend)))
+    }
+}
 
 /// Prepares and starts it.
 #[derive(Debug)]
 pub struct StartMachine {
-    /// Makes machines.
-    pub backends: Arc<dyn Backends>,
+    /// The machine.
+    pub begun: MachineBegun,
     /// The sandbox's configuration, annotations included.
     pub config: Config,
     /// Which backend runs it.
@@ -56,8 +70,7 @@ impl Step for StartMachine {
             cache: options.virtio_fs_cache,
         });
         config.devices.extend(self.interfaces);
-        let (backends, whole, backend) = (self.backends, self.config.clone(), self.backend.clone());
-        let made = tokio::task::spawn_blocking(move || backends.make(&whole, &backend)).await;
+        let made = self.begun.0.await;
         let hypervisor = made.map_err(|error| OpError::internal("cannot make a virtual machine", error))??;
         hypervisor.prepare(config).await?;
         // Until their numbers are known, the processes die with their parent by PR_SET_PDEATHSIG.

@@ -22,7 +22,7 @@ pub use commit::{Commit, OneContainer};
 pub use container::CreateInGuest;
 pub use factory::AskFactory;
 pub use hooks::CreationHooks;
-pub use machine::{Machine, StartMachine};
+pub use machine::{Machine, MachineBegun, StartMachine};
 pub use netns::{NamespaceReady, PrepareNamespace};
 pub use network::{ConnectNetwork, ConnectedNetwork, SetGuestNetwork};
 pub use reserve::ReserveId;

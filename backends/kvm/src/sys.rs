@@ -32,6 +32,31 @@ pub(crate) fn keep_memory_small() {
     }
 }
 
+/// Unmaps the pages of code and constants that the start has touched, each with its neighbours, for most are never needed
+/// again; one that is comes back from the page cache when it is touched. It is a hint: what cannot be unmapped stays.
+pub(crate) fn unmap_start_up_code() {
+    unsafe extern "C" fn each(object: *mut libc::dl_phdr_info, _: libc::size_t, _: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the C library passes a description that is valid during the call, and `dlpi_phnum` headers with it.
+        let (base, headers) = unsafe {
+            let object = &*object;
+            (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()))
+        };
+        /// `PF_W` of the ELF specification.
+        const WRITABLE: u32 = 2;
+        const PAGE: u64 = 4096;
+        for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & WRITABLE == 0) {
+            let begin = (base + header.p_vaddr) & !(PAGE - 1);
+            let end = (base + header.p_vaddr + header.p_memsz).next_multiple_of(PAGE);
+            // SAFETY: nobody can write to the segment, so that its pages are the file's, and the kernel reads them from
+            // there again. The vDSO, whose segment has no file, refuses.
+            unsafe { libc::madvise(begin as *mut libc::c_void, (end - begin) as usize, libc::MADV_DONTNEED) };
+        }
+        0
+    }
+    // SAFETY: the callback has the form that the C library calls, and takes no data.
+    unsafe { libc::dl_iterate_phdr(Some(each), std::ptr::null_mut()) };
+}
+
 /// Ends the process at once with this status. Process 1 of a PID namespace cannot abort: signals of its own do nothing to it.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: the function takes a number and does not come back.

@@ -155,6 +155,7 @@ fn run(control: &OwnedFd) -> Result<Infallible, VmmError> {
     let mut machine = build::build(begin, &jail, jailed)?;
     jail.give_up_privileges()?;
     control::send(control.as_fd(), &FromVmm::Event(Event::Ready), &[])?;
+    sys::unmap_start_up_code();
     let reason = serve::serve(control, &signals, &mut machine, &jail)?;
     tell(control, reason);
     sys::exit_now(0)

@@ -2,11 +2,14 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use stockade::{cli, stand_in, supervise};
+use stockade::{cli, shim, stand_in, supervise};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_else(|| OsString::from("stockade"));
+    if shim::is_shim(&program) {
+        return shim::main(arguments);
+    }
     let verb = arguments.next();
     match verb.as_ref().and_then(|verb| verb.to_str()) {
         Some("supervise") => run_supervisor(),

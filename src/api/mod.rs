@@ -1,8 +1,13 @@
-//! The `stockade.v1` service: what the supervisor offers beside containerd's Task service.
+//! The `stockade.v1` service: what the supervisor offers beside containerd's Task service; and what the options of a
+//! task may be.
 
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated code")]
+#[allow(clippy::allow_attributes_without_reason, reason = "generated code")]
 #[allow(rust_2018_idioms, unused, nonstandard_style, reason = "generated code")]
 mod generated {
+    pub mod runtime_options {
+        include!(concat!(env!("OUT_DIR"), "/api/runtime_options.rs"));
+    }
     pub mod stockade {
         include!(concat!(env!("OUT_DIR"), "/api/stockade.rs"));
     }
@@ -11,6 +16,10 @@ mod generated {
         include!(concat!(env!("OUT_DIR"), "/api/stockade_ttrpc.rs"));
     }
 }
+
+mod options;
+
+pub use options::{OptionsError, TaskOptions};
 
 pub use generated::stockade::{
     ContainerStatsRequest, ContainerStatsResponse, CreateOptions, InspectRequest, InspectResponse, Process,

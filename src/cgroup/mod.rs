@@ -18,6 +18,11 @@ pub use error::CgroupError;
 pub use remove::remove_directories;
 pub use sandbox::{CgroupPlan, SandboxCgroup};
 
+/// Whether the host has control groups of version 2 alone, so that its tools read counters of that kind.
+pub fn is_version_2() -> bool {
+    hierarchy::mounted().is_ok_and(|found| !found.is_empty() && found.iter().all(|found| found.is_unified()))
+}
+
 /// Looks the host's hierarchies up ahead of the first sandbox. What is wrong with them is told when one is asked for.
 pub fn look_ahead() {
     _ = hierarchy::mounted();

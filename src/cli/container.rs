@@ -70,26 +70,26 @@ pub(super) async fn supervisor_of(
 
 /// The end of a process that is not our child.
 #[derive(Debug)]
-pub(super) struct End {
+pub(crate) struct End {
     process: ProcessId,
     fd: Option<OwnedFd>,
 }
 
 impl End {
     /// Of `process`; one that is gone has ended.
-    pub(super) fn of(process: ProcessId) -> Self {
+    pub(crate) fn of(process: ProcessId) -> Self {
         // The descriptor is of the process that has the number now: that must be the one meant.
         let fd = pidfd_open(process.pid).ok().filter(|_| process.is_alive());
         Self { process, fd }
     }
 
     /// Of the supervisor of `sandbox`; `None` when there is no record of it.
-    pub(super) fn of_supervisor(store: &Store, sandbox: &SandboxId) -> Option<Self> {
+    pub(crate) fn of_supervisor(store: &Store, sandbox: &SandboxId) -> Option<Self> {
         store.sandbox(sandbox).ok().map(|record| Self::of(record.supervisor))
     }
 
     /// Waits for it; whether it came within `limit`. Blocks.
-    pub(super) fn wait(&self, limit: Duration) -> bool {
+    pub(crate) fn wait(&self, limit: Duration) -> bool {
         let Some(fd) = &self.fd else { return !self.process.is_alive() };
         let deadline = Instant::now() + limit;
         loop {

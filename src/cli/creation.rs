@@ -182,6 +182,7 @@ fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded, spec: &Spec)
         log_format: globals.log_format(),
         debug: globals.debug,
         inject_failure: globals.inject_failure.clone(),
+        containerd: None,
     }
 }
 

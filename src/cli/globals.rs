@@ -18,7 +18,7 @@ pub(super) enum Format {
 }
 
 /// Options that every verb has.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Globals {
     /// Directory of the state; best on a file system that a reboot empties
     #[arg(long, global = true, value_name = "DIR", env = "STOCKADE_ROOT", default_value = "/run/stockade")]

@@ -44,6 +44,10 @@ mod table;
 mod update;
 mod version;
 
+pub(crate) use container::End;
+
+use crate::ids::ContainerId;
+use crate::state::Store;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use globals::{Context, Globals};
@@ -154,6 +158,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(failure)
         }
     }
+}
+
+/// Deletes a container as `delete --force` does, for the other front door.
+pub(crate) fn delete_by_force(store: &Store, id: &ContainerId) -> anyhow::Result<()> {
+    let globals = Globals { root: store.root().to_owned(), ..Globals::default() };
+    let reporter = Reporter::new(&globals);
+    delete::delete(&Context::new(globals, reporter)?, id, true)
 }
 
 /// The whole command line, for completions and manual pages.

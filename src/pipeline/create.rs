@@ -12,11 +12,12 @@ use crate::actors::network::{AttachNetwork, DetachNetwork, PrepareNetns, Release
 use crate::actors::runtime::Ask;
 use crate::agent::{AgentClient, GuestSandbox};
 use crate::error::{ErrorKind, OpError};
+use crate::events::Events;
 use crate::hypervisor::{Backends, ChosenBackend};
 use crate::ids::{ContainerId, SandboxId};
 use crate::oci::{ContainerType, NetworkRequest, OCI_VERSION, OciState, Status};
 use crate::state::{ContainerRecord, ProcessId, SandboxRecord, Store};
-use crate::stdio::{HostStdio, StdioNames};
+use crate::stdio::{HostStdio, StdioNames, StdioOwner};
 use oci_spec::runtime::Hooks;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,6 +56,17 @@ pub struct RootfsMount {
     pub options: Vec<String>,
 }
 
+/// Who asks the supervisor, and hears what becomes of containers. The default is the command line.
+#[derive(Debug, Clone, Default)]
+pub struct FrontDoor {
+    /// containerd's namespace; empty: no containerd.
+    pub namespace: String,
+    /// A symlink to the supervisor's socket.
+    pub link: Option<PathBuf>,
+    /// Where containers' events are told.
+    pub events: Events,
+}
+
 /// What all pipelines of a supervisor use.
 #[derive(Debug)]
 pub struct Facilities {
@@ -78,6 +90,8 @@ pub struct Facilities {
     pub hooks: Ask<RunHooks>,
     /// The Factory actor.
     pub factory: Ask<Acquire>,
+    /// Who asks.
+    pub front: FrontDoor,
 }
 
 /// A sandbox that is up. Whoever holds it unwinds `undo`.
@@ -248,7 +262,7 @@ async fn sandbox_steps(
         runner.run(Configure { facilities, bundle: &bundle }, container_undo).await?;
     let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
     let reserved = runner.run(reserve, container_undo).await?;
-    let stdio = runner.run(OpenStdio { names: request.stdio.clone() }, container_undo).await?;
+    let stdio = runner.run(open_stdio(facilities, &request), container_undo).await?;
     let resolve =
         ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
     let rootfs = runner.run(resolve, container_undo).await?;
@@ -328,6 +342,7 @@ async fn sandbox_steps(
             supervisor: ProcessId::current(),
             backend: Some(backend.backend.to_string()),
             created: crate::state::now(),
+            link: facilities.front.link.clone(),
         }),
     };
     let record = runner.run(commit, container_undo).await?;
@@ -354,7 +369,7 @@ async fn container_steps(
     runner.run(SameSandbox { sandbox: id, bundle: &bundle }, undo).await?;
     let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
     let reserved = runner.run(reserve, undo).await?;
-    let stdio = runner.run(OpenStdio { names: request.stdio.clone() }, undo).await?;
+    let stdio = runner.run(open_stdio(facilities, &request), undo).await?;
     let resolve =
         ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
     let rootfs = runner.run(resolve, undo).await?;
@@ -365,6 +380,11 @@ async fn container_steps(
     let commit = Commit { store: store.clone(), container: reserved, sandbox: None };
     let record = runner.run(commit, undo).await?;
     Ok(draft(record, &sandbox, stdio, &request, &bundle))
+}
+
+fn open_stdio(facilities: &Facilities, request: &CreateRequest) -> OpenStdio {
+    let owner = StdioOwner { container: request.id.to_string(), namespace: facilities.front.namespace.clone() };
+    OpenStdio { names: request.stdio.clone(), owner }
 }
 
 /// Shares the container's files and makes it in the guest.

@@ -46,4 +46,7 @@ pub struct SandboxRecord {
     pub backend: Option<String>,
     /// When it was made: RFC 3339, UTC.
     pub created: String,
+    /// A symlink to its socket, which goes with it.
+    #[serde(default)]
+    pub link: Option<PathBuf>,
 }

@@ -1,6 +1,6 @@
 //! The truth about what a dead supervisor left, and cleaning it up.
 
-use super::{ContainerRecord, StateError, Store};
+use super::{ContainerRecord, SandboxRecord, StateError, Store, UndoRecord};
 use crate::ids::{ContainerId, SandboxId};
 use crate::oci::Status;
 use std::io;
@@ -67,10 +67,15 @@ pub fn clean_up(store: &Store, id: &SandboxId) -> Result<Vec<Leftover>, StateErr
         }
     }
     if leftovers.is_empty() {
+        // Without a record there was no supervisor that could have made it.
+        if let Ok(SandboxRecord { link: Some(path), .. }) = store.sandbox(id) {
+            let link = UndoRecord::RemoveFile { path };
+            link.perform().unwrap_or_else(|source| leftovers.push(Leftover { what: link.describe(), source }));
+        }
         for container in containers_of(store, id)? {
             store.remove_container(&container)?;
         }
-        let directory = super::UndoRecord::RemoveTree { path: store.sandbox_dir(id) };
+        let directory = UndoRecord::RemoveTree { path: store.sandbox_dir(id) };
         if let Err(source) = directory.perform() {
             leftovers.push(Leftover { what: directory.describe(), source });
         }
@@ -125,14 +130,25 @@ fn is_being_made(store: &Store, id: &SandboxId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{ProcessId, SandboxRecord, UndoRecord};
+    use crate::state::ProcessId;
+
+    fn root_link(store: &Store) -> std::path::PathBuf {
+        store.root().join("link")
+    }
 
     fn dead_sandbox(store: &Store) -> SandboxId {
         let id: SandboxId = "dead".parse().unwrap();
         store.make_sandbox_dir(&id).unwrap();
         let supervisor = ProcessId { pid: 1, start_time: u64::MAX };
-        let record = SandboxRecord { id: id.clone(), supervisor, backend: None, created: String::new() };
+        let record = SandboxRecord {
+            id: id.clone(),
+            supervisor,
+            backend: None,
+            created: String::new(),
+            link: Some(root_link(store)),
+        };
         store.write_sandbox(&record).unwrap();
+        std::os::unix::fs::symlink(store.api_socket(&id), root_link(store)).unwrap();
         id
     }
 
@@ -149,7 +165,7 @@ mod tests {
         let (removed, leftovers) = collect_garbage(&store).unwrap();
         assert!(leftovers.is_empty(), "{leftovers:?}");
         assert_eq!(removed, ["sandbox dead"]);
-        assert!(!outer.exists() && !store.sandbox_dir(&id).exists());
+        assert!(!outer.exists() && !store.sandbox_dir(&id).exists() && !root_link(&store).is_symlink());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The pumps between host streams and the guest.
 
 use super::HostStdio;
+use super::logger::Logger;
 use super::stream::Stream;
 use crate::error::OpError;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Pumps {
     input: Option<JoinHandle<()>>,
     output: Vec<JoinHandle<()>>,
     moved: Arc<AtomicU64>,
+    /// Ends with the pumps.
+    _logger: Option<Logger>,
 }
 
 impl Pumps {
@@ -55,7 +58,7 @@ impl Pumps {
         if let Some(stderr) = host.stderr {
             output.push(tokio::spawn(pump_output(guest, stderr, Which::Err, moved.clone())));
         }
-        Self { input, output, moved }
+        Self { input, output, moved, _logger: host.logger }
     }
 
     /// Ends the input, and the output once all that the process wrote has arrived; gives up when nothing moves for ten
@@ -146,7 +149,7 @@ async fn pump_output(guest: Arc<dyn GuestStdio>, mut stream: Stream, which: Whic
 mod tests {
     use super::*;
     use crate::api::descriptor_of_process;
-    use crate::stdio::StdioNames;
+    use crate::stdio::{StdioNames, StdioOwner};
     use std::io::Read;
     use std::os::fd::AsRawFd;
     use std::sync::Mutex;
@@ -199,7 +202,7 @@ mod tests {
             stdout: descriptor_of_process(me, output.as_raw_fd()),
             stderr: String::new(),
         };
-        let host = HostStdio::open(&names).unwrap();
+        let host = HostStdio::open(&names, &StdioOwner::default()).await.unwrap();
         drop((input, output));
         std::io::Write::write_all(&mut writer, b"through").unwrap();
         drop(writer);

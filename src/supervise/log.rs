@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -15,12 +15,13 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Starts logging to `path`, which is appended to.
+/// Starts logging to `path`, which is appended to. When it is a pipe, as containerd gives one, what nobody reads in time
+/// is lost: a supervisor does not wait for the reader of its log.
 ///
 /// # Errors
 /// The file cannot be opened, or logging was started before.
 pub(super) fn start(path: &Path, format: LogFormat, level: Level, sandbox: &SandboxId) -> io::Result<()> {
-    let file = File::options().append(true).create(true).mode(0o600).open(path)?;
+    let file = open(path)?;
     let lines = Lines { format, sandbox: sandbox.to_string() };
     tracing_subscriber::fmt()
         .with_max_level(level)
@@ -29,6 +30,15 @@ pub(super) fn start(path: &Path, format: LogFormat, level: Level, sandbox: &Sand
         .event_format(lines)
         .try_init()
         .map_err(io::Error::other)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    if std::fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
+        // To read as well, so that opening waits for nobody and writing survives the reader (Linux allows it).
+        return options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    }
+    options.append(true).create(true).mode(0o600).open(path)
 }
 
 struct Lines {
@@ -127,4 +137,25 @@ where
 /// A line of the log stays one line, whatever the guest prints.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn a_pipe_without_a_reader_takes_what_fits_and_blocks_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut log = open(&path).unwrap();
+        log.write_all(b"a line\n").unwrap();
+        let mut reader = File::open(&path).unwrap();
+        let mut line = [0; 7];
+        reader.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"a line\n");
+        let full = (0..100_000).map(|_| log.write_all(&[b'x'; 1024])).find_map(Result::err).unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    }
 }

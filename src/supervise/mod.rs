@@ -2,6 +2,7 @@
 
 pub mod launch;
 mod log;
+mod metrics;
 mod serve;
 mod service;
 pub mod startup;

@@ -2,31 +2,35 @@
 
 use super::status::to_ttrpc;
 use crate::actors::container::{
-    CloseStdin, ContainerHandle, ContainerState, Delete, Describe, Exec, Exit, Pause, Processes, Resize, Resume,
-    Signal, Start, StartExec, Stats, Update, Wait,
+    CloseStdin, ContainerHandle, ContainerState, Delete, Describe, Exec, Exit, Pause, Resize, Resume, Signal, Start,
+    StartExec, Stats, Update, Wait,
 };
-use crate::actors::sandbox::{CreateContainer, CreateSandbox, DeleteContainer, FindContainer, SandboxHandle};
-use crate::api::{CREATE_OPTIONS_URL, CreateOptions};
+use crate::actors::sandbox::{
+    CreateContainer, CreateSandbox, DeleteContainer, FindContainer, SandboxHandle, SandboxState,
+};
+use crate::api::TaskOptions;
 use crate::error::{ErrorKind, OpError};
 use crate::ids::{ContainerId, ExecId, SandboxId};
 use crate::pipeline::create::{CreateRequest, RootfsMount};
 use crate::state::ProcessId;
 use crate::stdio::StdioNames;
 use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest,
-    DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse, ProcessInfo,
-    ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
-    StatsRequest, StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse,
+    ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
+    StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
+use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use containerd_shim_protos::shim_async::Task;
 use oci_spec::runtime::{LinuxResources, Process};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
+
+const NO_CHECKPOINTS: &str = "checkpoints are not supported: a container's state is its machine's";
 
 /// Translates containerd's Task service to messages.
 #[derive(Debug, Clone)]
@@ -35,8 +39,12 @@ pub(super) struct TaskService {
     pub(super) sandbox: SandboxHandle,
     /// `[runtime] create_timeout`
     pub(super) create_limit: Duration,
+    /// The sandbox's states.
+    pub(super) state: watch::Receiver<SandboxState>,
     /// How many calls that may end the supervisor have not been answered yet.
     pub(super) calls: watch::Sender<usize>,
+    /// Whether containerd has said that it is done with this supervisor.
+    pub(super) dismissed: watch::Sender<bool>,
 }
 
 /// A call that is being answered.
@@ -60,7 +68,12 @@ impl TaskService {
     }
 
     fn create_request(&self, context: &TtrpcContext, request: CreateTaskRequest) -> Result<CreateRequest, OpError> {
-        let options = create_options(&request)?;
+        let options = TaskOptions::parse(request.options.as_ref())
+            .map_err(|error| OpError::because(ErrorKind::InvalidArgument, "cannot use the runtime's options", error))?
+            .own;
+        if !request.checkpoint.is_empty() {
+            return Err(OpError::new(ErrorKind::Unimplemented, NO_CHECKPOINTS));
+        }
         let limits = [
             (options.timeout_ms > 0).then(|| Duration::from_millis(options.timeout_ms)),
             u64::try_from(context.timeout_nano).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos),
@@ -91,14 +104,6 @@ impl TaskService {
             limit: limits.into_iter().flatten().min().unwrap_or(self.create_limit),
             timeline: (!options.timeline.is_empty()).then(|| PathBuf::from(&options.timeline)),
         })
-    }
-}
-
-fn create_options(request: &CreateTaskRequest) -> Result<CreateOptions, OpError> {
-    match request.options.as_ref() {
-        Some(any) if any.type_url.ends_with(CREATE_OPTIONS_URL) => CreateOptions::parse_from_bytes(&any.value)
-            .map_err(|error| OpError::because(ErrorKind::InvalidArgument, "cannot read the create options", error)),
-        _ => Ok(CreateOptions::new()),
     }
 }
 
@@ -186,7 +191,7 @@ impl Task for TaskService {
         response.id = request.id;
         response.exec_id = request.exec_id;
         response.bundle = description.bundle;
-        response.pid = pid_of(description.pid);
+        response.pid = pid_or_supervisor(description.pid);
         response.status = EnumOrUnknown::new(status(description.state));
         response.stdin = description.stdio.stdin;
         response.stdout = description.stdio.stdout;
@@ -263,17 +268,15 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let work = async { self.find(&request.id).await?.processes.ask(Processes {}).await };
-        let processes = work.await.map_err(to_ttrpc)?;
+        let work = async { self.find(&request.id).await?.describe.ask(Describe { exec: None }).await };
+        let description = work.await.map_err(to_ttrpc)?;
         let mut response = PidsResponse::new();
-        response.processes = processes
-            .into_iter()
-            .map(|process| {
-                let mut info = ProcessInfo::new();
-                info.pid = process.pid;
-                info
-            })
-            .collect();
+        // Whoever asks looks the numbers up on the host, where the guest's mean somebody else.
+        if description.exit.is_none() {
+            let mut process = ProcessInfo::new();
+            process.pid = pid_or_supervisor(description.pid);
+            response.processes.push(process);
+        }
         Ok(response)
     }
 
@@ -318,10 +321,9 @@ impl Task for TaskService {
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let work = async { self.find(&request.id).await?.stats.ask(Stats {}).await };
         let stats = work.await.map_err(to_ttrpc)?;
-        let bytes =
-            stats.write_to_bytes().map_err(|error| to_ttrpc(OpError::internal("cannot encode the counters", error)))?;
+        let any = super::metrics::encode(&stats, crate::cgroup::is_version_2())
+            .map_err(|error| to_ttrpc(OpError::internal("cannot encode the counters", error)))?;
         let mut response = StatsResponse::new();
-        let any = Any { type_url: "grpc.StatsContainerResponse".into(), value: bytes, ..Any::default() };
         response.stats = MessageField::some(any);
         Ok(response)
     }
@@ -336,8 +338,20 @@ impl Task for TaskService {
         Ok(response)
     }
 
+    async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        let work = async {
+            self.find(&request.id).await?;
+            Err(OpError::new(ErrorKind::Unimplemented, NO_CHECKPOINTS))
+        };
+        work.await.map(|()| Empty::new()).map_err(to_ttrpc)
+    }
+
+    /// containerd says so after each deletion. A supervisor with containers left stays, one without ends.
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        // The supervisor ends by itself with its last container.
+        let _call = self.call();
+        if matches!(*self.state.borrow(), SandboxState::Empty | SandboxState::Gone) {
+            self.dismissed.send_replace(true);
+        }
         Ok(Empty::new())
     }
 }

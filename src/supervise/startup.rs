@@ -1,5 +1,6 @@
 //! What a front door tells a new supervisor, and what it hears back.
 
+use crate::events::Target;
 use crate::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -34,6 +35,19 @@ pub struct Startup {
     pub debug: bool,
     /// For tests: the pipeline step that fails when it is done (`--inject-failure`).
     pub inject_failure: Option<String>,
+    /// For containerd's shim: who asks and listens. `None`: the command line.
+    pub containerd: Option<Containerd>,
+}
+
+/// The containerd that a supervisor works for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Containerd {
+    /// The namespace of its that the sandbox is in.
+    pub namespace: String,
+    /// A short name for the supervisor's socket, to be made and removed by the supervisor: a symlink.
+    pub link: PathBuf,
+    /// Where events go; `None`: nowhere, as CRI-O asks for none.
+    pub events: Option<Target>,
 }
 
 /// The supervisor's one answer on its start-up socket.

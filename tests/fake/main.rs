@@ -5,6 +5,7 @@
 
 mod cancellation;
 mod creation;
+mod events;
 mod failures;
 mod harness;
 mod life;

@@ -46,6 +46,7 @@ const PACKAGES: &[Package] = &[
     package("busybox-static", Purpose::Run, "the root file system of the demonstration's and the tests' containers"),
     package("mmdebstrap", Purpose::Image, "makes the Debian of the disk image"),
     package("erofs-utils", Purpose::Image, "makes the disk image's file system"),
+    package("containerd", Purpose::Test, "the tests run containers by it; each starts one of its own"),
     package("iproute2", Purpose::Test, "the tests look at links and network namespaces with it"),
 ];
 

@@ -11,13 +11,14 @@ use crate::actors::hook::RunHooks;
 use crate::actors::runtime::{Ask, Envelope, Pending, Request, now, spawned, tell};
 use crate::agent::{AgentClient, AgentStdio};
 use crate::error::{ErrorKind, OpError};
+use crate::events::ContainerEvents;
 use crate::hooks::Phase;
 use crate::ids::{ContainerId, ExecId};
 use crate::oci::{OciState, Status};
 use crate::pipeline::UndoStack;
-use crate::pipeline::create::CreatedContainer;
+use crate::pipeline::create::{CreatedContainer, FrontDoor, RootfsMount};
 use crate::state::{ContainerRecord, ProcessId, Store};
-use crate::stdio::{HostStdio, Pumps, StdioNames};
+use crate::stdio::{HostStdio, Pumps, StdioNames, StdioOwner};
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WeakAddr};
 use nix::sys::signal::Signal as Signo;
 use std::collections::HashMap;
@@ -42,6 +43,10 @@ pub struct ContainerSetup {
     pub store: Store,
     /// Runs its poststart hooks.
     pub hooks: Ask<RunHooks>,
+    /// What its root is made of, for the event of its creation.
+    pub rootfs: Vec<RootfsMount>,
+    /// Who hears what becomes of it.
+    pub front: FrontDoor,
 }
 
 /// A container.
@@ -53,6 +58,7 @@ pub struct ContainerActor {
     execs: HashMap<ExecId, ExecEntry>,
     /// SIGKILL has been accepted: whatever else comes, the process ends.
     killed: bool,
+    events: ContainerEvents,
     /// From `Created` on.
     made: Option<Made>,
 }
@@ -75,10 +81,12 @@ struct Parts {
 impl ContainerActor {
     /// Starts the actor of a container that is being created. Only from the actors' thread.
     pub fn launch(setup: ContainerSetup) -> (actix::Addr<Self>, ContainerHandle) {
+        let events = ContainerEvents::new(setup.front.events.clone(), setup.id.as_str());
         let actor = Self {
             setup,
             state: watch::Sender::new(ContainerState::Creating),
             killed: false,
+            events,
             exit: watch::Sender::new(None),
             execs: HashMap::new(),
             made: None,
@@ -105,6 +113,11 @@ impl ContainerActor {
 
     fn id(&self) -> &str {
         self.setup.id.as_str()
+    }
+
+    /// The process that the world outside is told: the stand-in, or the supervisor.
+    fn pid(&self) -> u32 {
+        self.setup.stand_in.and_then(|process| u32::try_from(process.pid).ok()).unwrap_or_else(std::process::id)
     }
 
     fn allowed(&self, request: Asked) -> Result<(), OpError> {
@@ -147,15 +160,19 @@ impl ContainerActor {
             return;
         }
         self.exit.send_replace(Some(exit));
-        if !matches!(*self.state.borrow(), ContainerState::Gone | ContainerState::Creating) {
-            self.enter(ContainerState::Stopped);
-        }
-        for entry in self.execs.values_mut() {
+        let pid = self.pid();
+        for (id, entry) in &mut self.execs {
             // The kernel ends a PID namespace's processes with its first one.
             if entry.state == ContainerState::Running && entry.exit.borrow().is_none() {
                 entry.state = ContainerState::Stopped;
-                entry.exit.send_replace(Some(Exit::killed()));
+                let exit = Exit::killed();
+                entry.exit.send_replace(Some(exit));
+                self.events.exited(Some(id.clone()), exit, pid);
             }
+        }
+        if !matches!(*self.state.borrow(), ContainerState::Gone | ContainerState::Creating) {
+            self.enter(ContainerState::Stopped);
+            self.events.exited(None, exit, pid);
         }
     }
 
@@ -228,6 +245,7 @@ impl Handler<Envelope<Created>> for ContainerActor {
         watch_process(context.address().downgrade(), agent.clone(), self.id().to_owned(), None, stdio);
         self.made = Some(Made { agent, record, parts: Parts { hooks, netns, oci_state }, undo });
         self.enter(ContainerState::Created);
+        self.events.created(&self.setup.bundle, &self.setup.rootfs, &self.setup.stdio, self.pid());
         if self.setup.cancel.is_cancelled() {
             // A kill that came after the last step: it was answered, so it must take effect.
             tell(&context.address(), Signal { exec: None, signal: Signo::SIGKILL as u32, all: true });
@@ -277,9 +295,12 @@ impl Handler<Envelope<ProcessExited>> for ContainerActor {
                 self.stopped(exit);
             }
             Some(id) => {
+                let pid = self.pid();
                 if let Some(entry) = self.execs.get_mut(&id) {
                     entry.state = ContainerState::Stopped;
-                    entry.exit.send_if_modified(|known| known.is_none() && known.replace(exit).is_none());
+                    if entry.exit.send_if_modified(|known| known.is_none() && known.replace(exit).is_none()) {
+                        self.events.exited(Some(id), exit, pid);
+                    }
                 }
             }
         }
@@ -309,6 +330,7 @@ impl Handler<Envelope<Start>> for ContainerActor {
             Err(error) => return now::<_, Start>(Err(error)),
         };
         self.enter(ContainerState::Starting);
+        self.events.starting(None);
         let hooks = self.setup.hooks.clone();
         let span = message.span.clone();
         let started = spawned::<Self, Start, _>(message.span, async move { agent.start_container(&id).await });
@@ -327,6 +349,7 @@ impl ContainerActor {
     fn started(&mut self, result: Result<(), OpError>) -> Result<(), OpError> {
         // A process that was killed while it was being started is one that ran: its status tells of the signal.
         let result = if self.killed { Ok(()) } else { result };
+        self.events.started(None, result.is_ok(), self.pid());
         if *self.state.borrow() == ContainerState::Starting {
             self.enter(if result.is_ok() { ContainerState::Running } else { ContainerState::Created });
         }
@@ -361,6 +384,7 @@ impl Handler<Envelope<Exec>> for ContainerActor {
             if self.execs.contains_key(&id) {
                 return Err(OpError::new(ErrorKind::AlreadyExists, format!("process {id} exists already")));
             }
+            self.events.exec_added(&id);
             self.execs.insert(id, ExecEntry::new(process, stdio, stand_in));
             Ok(())
         });
@@ -380,17 +404,20 @@ impl Handler<Envelope<StartExec>> for ContainerActor {
                 let what = format!("process {id} has been started already");
                 return Err(OpError::new(ErrorKind::FailedPrecondition, what));
             }
-            let host = HostStdio::open(&entry.stdio)?;
             entry.state = ContainerState::Running;
-            Ok((agent, container, entry.process.clone(), host))
+            Ok((agent, container, entry.process.clone(), entry.stdio.clone(), entry.stand_in))
         });
-        let (agent, container, process, host) = match ready {
+        let (agent, container, process, stdio, stand_in) = match ready {
             Ok(ready) => ready,
             Err(error) => return now::<_, StartExec>(Err(error)),
         };
+        let pid = stand_in.and_then(|process| u32::try_from(process.pid).ok()).unwrap_or_else(|| self.pid());
+        self.events.starting(Some(id.clone()));
+        let owner = StdioOwner { container: container.clone(), namespace: self.setup.front.namespace.clone() };
         let weak = context.address().downgrade();
         let exec_id = id.clone();
         let started = spawned::<Self, StartExec, _>(message.span, async move {
+            let host = HostStdio::open(&stdio, &owner).await?;
             agent.exec_process(&container, exec_id.as_str(), &process).await?;
             watch_process(weak, agent, container, Some(exec_id), host);
             Ok(())
@@ -399,6 +426,7 @@ impl Handler<Envelope<StartExec>> for ContainerActor {
             if result.is_err() {
                 actor.execs.remove(&id);
             }
+            actor.events.started(Some(id), result.is_ok(), pid);
             result
         }))
     }
@@ -530,6 +558,7 @@ impl Handler<Envelope<Pause>> for ContainerActor {
         Box::pin(paused.map(|result, actor, _| {
             if result.is_ok() && *actor.state.borrow() == ContainerState::Running {
                 actor.enter(ContainerState::Paused);
+                actor.events.paused();
             }
             result
         }))
@@ -546,6 +575,7 @@ impl Handler<Envelope<Resume>> for ContainerActor {
         Box::pin(resumed.map(|result, actor, _| {
             if result.is_ok() && *actor.state.borrow() == ContainerState::Paused {
                 actor.enter(ContainerState::Running);
+                actor.events.resumed();
             }
             result
         }))
@@ -591,15 +621,23 @@ impl ContainerActor {
     /// Undoes the container, once.
     fn remove(&mut self, span: tracing::Span) -> Pending<Self, Delete> {
         let Some(made) = self.made.take() else { return now::<_, Delete>(Ok(*self.exit.borrow())) };
-        self.exit.send_if_modified(|exit| exit.is_none() && exit.replace(Exit::killed()).is_none());
+        let pid = self.pid();
+        if self.exit.send_if_modified(|exit| exit.is_none() && exit.replace(Exit::killed()).is_none()) {
+            let exit = self.exit.borrow().unwrap_or_else(Exit::killed);
+            self.events.exited(None, exit, pid);
+        }
         let exit = *self.exit.borrow();
         self.enter(ContainerState::Gone);
-        spawned::<_, Delete, _>(span, async move {
+        let unwound = spawned::<Self, Delete, _>(span, async move {
             match made.undo.unwind().await.into_iter().next() {
                 None => Ok(exit),
                 Some(failure) => Err(failure.error.within(format!("cannot {}", failure.what))),
             }
-        })
+        });
+        Box::pin(unwound.map(move |result, actor, _| {
+            actor.events.deleted(exit.unwrap_or_else(Exit::killed), pid);
+            result
+        }))
     }
 }
 

@@ -100,7 +100,10 @@ pub fn verdict(id: &str, state: ContainerState, request: Request) -> Verdict {
         (S::Stopped, R::Exec) => deny("is not running"),
 
         (S::Stopped, R::Signal { all: true }) => Verdict::Ignore,
-        (S::Stopped, R::Signal { all: false }) => deny("is not running"),
+        // What containerd's clients take for done.
+        (S::Stopped, R::Signal { all: false }) => {
+            Verdict::Deny(OpError::new(ErrorKind::NotFound, format!("container {id} is not running")))
+        }
         (_, R::Signal { .. }) => Verdict::Accept,
 
         (S::Running, R::Pause) | (S::Paused, R::Resume) => Verdict::Accept,

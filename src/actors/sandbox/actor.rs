@@ -2,8 +2,8 @@
 
 use super::SandboxHandle;
 use super::messages::{
-    AgentLost, CreateContainer, CreateSandbox, DeleteContainer, FindContainer, Inspect, PauseSandbox, ResizeSandbox,
-    ResumeSandbox, SandboxStats, StopSandbox, VmExited,
+    AgentLost, CreateContainer, CreateSandbox, DeleteContainer, FindContainer, Inspect, OutOfMemory, PauseSandbox,
+    ResizeSandbox, ResumeSandbox, SandboxStats, StopSandbox, VmExited,
 };
 use super::state::{Request as Asked, SandboxState, allowed};
 use crate::actors::container::{
@@ -21,14 +21,18 @@ use crate::pipeline::create::{
 use crate::pipeline::{Runner, SharedJournal, Timeline, UndoFailure};
 use crate::stdio::process_end;
 use actix::fut::wrap_future;
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, WeakAddr};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use stockade_hypervisor::{Hypervisor, StopDeadlines};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// From one report of the guest's about lack of memory to the next that is listened to.
+const OOM_PAUSE: Duration = Duration::from_millis(200);
 
 /// What the actor starts with.
 #[derive(Debug)]
@@ -94,6 +98,8 @@ impl SandboxActor {
             cancel: cancel.clone(),
             store: self.setup.facilities.store.clone(),
             hooks: self.setup.facilities.hooks.clone(),
+            rootfs: request.rootfs.clone(),
+            front: self.setup.facilities.front.clone(),
         });
         let child = Child { address: address.clone(), handle, timeline: timeline.clone(), leaving: false };
         self.children.insert(request.id.clone(), child);
@@ -237,7 +243,7 @@ fn watch_machine(actor: Addr<SandboxActor>, sandbox: &CreatedSandbox) {
     tokio::spawn(async move {
         let cause = tokio::select! {
             _ = exit.wait_for(Option::is_some) => return,
-            cause = lost(&agent) => cause,
+            cause = lost(&agent, &weak) => cause,
         };
         if let Some(actor) = weak.upgrade() {
             tell(&actor, AgentLost { cause });
@@ -246,17 +252,23 @@ fn watch_machine(actor: Addr<SandboxActor>, sandbox: &CreatedSandbox) {
 }
 
 /// Returns when the agent's connection has broken. Meanwhile it hears of containers that ran out of memory.
-async fn lost(agent: &AgentClient) -> String {
+async fn lost(agent: &AgentClient, actor: &WeakAddr<SandboxActor>) -> String {
     loop {
         match agent.next_oom().await {
-            Ok(container) => tracing::warn!(container, "the guest's kernel killed a process for lack of memory"),
+            Ok(container) => {
+                // The guest says so, and may say anything, as often as it likes.
+                if let (Some(actor), Ok(container)) = (actor.upgrade(), container.parse()) {
+                    tell(&actor, OutOfMemory { container });
+                }
+                tokio::time::sleep(OOM_PAUSE).await;
+            }
             Err(error) if error.kind() == ErrorKind::Unimplemented => return agent.closed().await,
             Err(error) => {
                 if let Err(gone) = agent.version().await {
                     return gone.one_line();
                 }
                 tracing::debug!(error = error.one_line(), "asking for out-of-memory events again");
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
     }
@@ -483,6 +495,19 @@ impl Handler<Envelope<VmExited>> for SandboxActor {
             tell(&child.address, MachineEnded { cause: cause.clone() });
         }
         now::<_, VmExited>(Ok(()))
+    }
+}
+
+impl Handler<Envelope<OutOfMemory>> for SandboxActor {
+    type Result = Pending<Self, OutOfMemory>;
+
+    fn handle(&mut self, message: Envelope<OutOfMemory>, _: &mut Context<Self>) -> Self::Result {
+        let container = message.request.container;
+        if self.children.contains_key(&container) {
+            tracing::warn!(%container, "the guest's kernel killed a process for lack of memory");
+            self.setup.facilities.front.events.out_of_memory(container.as_str());
+        }
+        now::<_, OutOfMemory>(Ok(()))
     }
 }
 

@@ -78,6 +78,13 @@ request! {
     } -> ()
 }
 request! {
+    /// Event: the guest says that a process was killed for lack of memory.
+    OutOfMemory {
+        /// In which container; the guest may name one that is not here.
+        container: ContainerId,
+    } -> ()
+}
+request! {
     /// Event: the agent does not answer any more though its machine runs.
     AgentLost {
         /// Why we think so.

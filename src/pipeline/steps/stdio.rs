@@ -2,13 +2,15 @@
 
 use crate::error::OpError;
 use crate::pipeline::{Step, UndoStack};
-use crate::stdio::{HostStdio, StdioNames};
+use crate::stdio::{HostStdio, StdioNames, StdioOwner};
 
 /// Opens them. They close when the creation fails.
 #[derive(Debug)]
 pub struct OpenStdio {
     /// Their names.
     pub names: StdioNames,
+    /// Whose they are.
+    pub owner: StdioOwner,
 }
 
 impl Step for OpenStdio {
@@ -16,6 +18,6 @@ impl Step for OpenStdio {
     const NAME: &'static str = "stdio";
 
     async fn run(self, _: &mut UndoStack) -> Result<HostStdio, OpError> {
-        HostStdio::open(&self.names)
+        HostStdio::open(&self.names, &self.owner).await
     }
 }

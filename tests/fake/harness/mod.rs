@@ -11,8 +11,8 @@ pub(crate) use backends::FakeBackends;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::Actor;
@@ -27,9 +27,10 @@ use stockade::actors::sandbox::{
     SandboxState,
 };
 use stockade::error::OpError;
+use stockade::events::{EventQueue, Events};
 use stockade::network::NetworkNamespace;
 use stockade::pipeline::SharedJournal;
-use stockade::pipeline::create::{CreateRequest, Facilities};
+use stockade::pipeline::create::{CreateRequest, Facilities, FrontDoor};
 use stockade::state::{ContainerRecord, Journal, Store};
 use stockade::stdio::StdioNames;
 use stockade_config::Loaded;
@@ -53,6 +54,7 @@ pub(crate) struct Sandbox {
     pub(crate) agent: FakeAgent,
     /// Its id.
     pub(crate) id: String,
+    told: Mutex<EventQueue>,
     root: PathBuf,
 }
 
@@ -119,6 +121,7 @@ impl Sandbox {
         let agent = FakeAgent::default();
         let backends = Arc::new(FakeBackends::new(agent.clone()));
         let store = Store::new(root.join("state"));
+        let (events, told) = Events::channel();
         let name = id.parse().expect("an id");
         store.make_sandbox_dir(&name).expect("a directory");
         let network = NetworkActor::new(false, Some(std::thread::spawn(NetworkNamespace::create))).start();
@@ -134,6 +137,7 @@ impl Sandbox {
             detach_network: Ask::actor(network),
             hooks: Ask::actor(HookActor.start()),
             factory: Ask::actor(factory.clone()),
+            front: FrontDoor { events, ..FrontDoor::default() },
         };
         let (handle, state) = SandboxActor::launch(SandboxSetup {
             id: name,
@@ -142,7 +146,14 @@ impl Sandbox {
             factory: Ask::actor(factory),
             inject_failure: step.map(str::to_owned),
         });
-        Self { handle, state, store, backends, agent, id, root }
+        Self { handle, state, store, backends, agent, id, told: Mutex::new(told), root }
+    }
+
+    /// The topics of the events that were told since the last call.
+    #[allow(dead_code, reason = "the benchmark that shares this file does not need it")]
+    pub(crate) fn topics(&self) -> Vec<&'static str> {
+        let mut told = self.told.lock().expect("no panic while it is held");
+        std::iter::from_fn(|| told.waiting()).map(|event| event.topic).collect()
     }
 
     /// A request for the sandbox's first container.

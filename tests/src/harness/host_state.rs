@@ -31,10 +31,24 @@ impl HostState {
         sockets(&marks, &mut found);
         named_namespaces(&marks, &mut found);
         cgroups(Path::new(CGROUPS), &marks, &mut found);
-        for part in ["containers", "sandboxes"] {
-            files(&stockade.root().join(part), &mut found);
+        // Also what belongs to containerd's namespaces, and the short names of sockets.
+        let namespaces = fs::read_dir(stockade.root().join("containerd")).into_iter().flatten().flatten();
+        for root in namespaces.map(|entry| entry.path()).chain([stockade.root()]) {
+            for part in ["containers", "sandboxes", "s"] {
+                files(&root.join(part), &mut found);
+            }
         }
         Self(found)
+    }
+
+    /// Leaves out what `belongs_elsewhere`.
+    pub fn without(&mut self, mut belongs_elsewhere: impl FnMut(&str) -> bool) {
+        self.0.retain(|line| !belongs_elsewhere(line));
+    }
+
+    /// Adds something that a test looks at beside all this.
+    pub fn add(&mut self, line: String) {
+        self.0.insert(line);
     }
 
     /// Waits until the host is as it was when `self` was captured.
@@ -42,9 +56,17 @@ impl HostState {
     /// # Panics
     /// With what is left over, or missing, when that does not come within fifteen seconds.
     pub fn assert_same(&self, stockade: &Stockade) {
-        let mut now = Self::capture(stockade);
+        self.assert_same_as(|| Self::capture(stockade));
+    }
+
+    /// [`Self::assert_same`], with another way to look.
+    ///
+    /// # Panics
+    /// As that one.
+    pub fn assert_same_as(&self, look: impl Fn() -> Self) {
+        let mut now = look();
         wait::until(SETTLE, || {
-            now = Self::capture(stockade);
+            now = look();
             now == *self
         });
         let left: Vec<_> = now.0.difference(&self.0).collect();

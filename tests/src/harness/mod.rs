@@ -2,8 +2,10 @@
 
 mod backend;
 mod bundle;
+mod containerd;
 mod host_state;
 mod id;
+pub mod image;
 mod pod;
 mod rootfs;
 mod stockade;
@@ -11,6 +13,7 @@ pub mod wait;
 
 pub use backend::Backend;
 pub use bundle::{Bundle, BundleBuilder};
+pub use containerd::Containerd;
 pub use host_state::{HostState, processes_of};
 pub use id::unique_id;
 pub use pod::{Cases, Pod};

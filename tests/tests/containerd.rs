@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use stockade_tests::harness::{Containerd, unique_id, wait};
+use stockade_tests::harness::{Containerd, Tmpfs, unique_id, wait};
 
 const SOON: Duration = Duration::from_secs(30);
 const CALL: Duration = Duration::from_secs(120);
@@ -333,23 +333,6 @@ fn a_pods_containers_share_a_machine_its_volumes_and_its_end() {
         let _ = containerd.ctr(["container", "delete", id]).ok();
     }
     containerd.assert_host(&before);
-}
-
-/// A tmpfs, as the kubelet mounts for an emptyDir in memory. Dropped, it is unmounted.
-struct Tmpfs(std::path::PathBuf);
-
-impl Tmpfs {
-    fn mount(path: &std::path::Path) -> Self {
-        let none = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), none, Some("size=1m")).unwrap();
-        Self(path.to_owned())
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
 }
 
 #[test]

@@ -12,14 +12,18 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{HostState, Output, Running, Stockade, image, wait};
+use super::{Cri, HostState, Output, Running, Stockade, image, wait};
 
 /// How long containerd may take to answer after its start, and to end.
 const SOON: Duration = Duration::from_secs(30);
 /// How long a call of ctr may take; a boot under emulation on a busy machine included.
 const CALL: Duration = Duration::from_secs(120);
-/// The namespace of the test's containers.
+/// The namespace of containers that ctr makes.
 const NAMESPACE: &str = "stockade-tests";
+/// The CRI plugin's own.
+const CRI_NAMESPACE: &str = "k8s.io";
+/// What the CRI plugin's runtime handler is called.
+pub const HANDLER: &str = "stockade";
 /// By this name containerd finds `containerd-shim-stockade-v2` on its PATH.
 const RUNTIME: &str = "io.containerd.stockade.v2";
 
@@ -28,6 +32,7 @@ const RUNTIME: &str = "io.containerd.stockade.v2";
 pub struct Containerd {
     stockade: Stockade,
     child: RefCell<Option<Child>>,
+    namespace: &'static str,
     snapshotter: &'static str,
 }
 
@@ -44,23 +49,53 @@ impl Containerd {
     /// When containerd is not installed or does not start, or the image cannot be imported.
     #[must_use]
     pub fn new() -> Self {
+        Self::in_namespace(NAMESPACE)
+    }
+
+    /// As [`Self::new`], with the CRI plugin, which has a runtime handler [`HANDLER`] and a network that is none.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_cri() -> Self {
+        Self::in_namespace(CRI_NAMESPACE)
+    }
+
+    fn in_namespace(namespace: &'static str) -> Self {
         let stockade = Stockade::new();
         let folder = stockade.folder().join("containerd");
         fs::create_dir_all(folder.join("bin")).expect("a temporary folder can be written to");
         let shim = folder.join("bin/containerd-shim-stockade-v2");
         symlink(stockade.program(), shim).expect("a temporary folder can be written to");
-        fs::write(folder.join("config.toml"), configuration(&folder)).expect("a temporary folder can be written to");
-        let mut containerd = Self { stockade, child: RefCell::new(None), snapshotter: "native" };
+        let mut text = configuration(&folder, namespace == CRI_NAMESPACE);
+        if namespace == CRI_NAMESPACE {
+            text += &cri_configuration(&folder);
+            write_network_plugins(&folder).expect("a temporary folder can be written to");
+        }
+        fs::write(folder.join("config.toml"), text).expect("a temporary folder can be written to");
+        let mut containerd = Self { stockade, child: RefCell::new(None), namespace, snapshotter: "native" };
         containerd.start();
         let plugins = containerd.ctr(["plugins", "ls"]).ok().text();
         let overlay = plugins.lines().find(|line| line.contains("overlayfs")).unwrap_or_default();
-        if overlay.trim_end().ends_with("ok") {
+        // The CRI plugin's is in its configuration, which is written before anything can be asked.
+        if overlay.trim_end().ends_with("ok") && namespace != CRI_NAMESPACE {
             containerd.snapshotter = "overlayfs";
         }
-        let archive = image::archive(containerd.stockade.folder()).expect("an image can be made");
-        let import = ["images", "import", "--snapshotter", containerd.snapshotter];
-        let _ = containerd.ctr(import.iter().map(OsStr::new).chain([archive.as_os_str()])).ok();
+        for (name, command) in [(image::NAME, &["sh"][..]), (image::PAUSE, &["sleep", "2147483647"])] {
+            let archive = image::archive(containerd.stockade.folder(), name, command).expect("an image can be made");
+            let import = ["images", "import", "--snapshotter", containerd.snapshotter];
+            let _ = containerd.ctr(import.iter().map(OsStr::new).chain([archive.as_os_str()])).ok();
+            if namespace != CRI_NAMESPACE {
+                break;
+            }
+        }
         containerd
+    }
+
+    /// A connection to the CRI plugin.
+    #[must_use]
+    pub fn cri(&self) -> Cri {
+        Cri::new(&self.folder().join("containerd.sock"))
     }
 
     /// Whose configuration and state the shims use.
@@ -72,13 +107,13 @@ impl Containerd {
     /// The state root of the namespace, as `stockade --root` takes it.
     #[must_use]
     pub fn root(&self) -> PathBuf {
-        self.stockade.root().join("containerd").join(NAMESPACE)
+        self.stockade.root().join("containerd").join(self.namespace)
     }
 
     /// The bundle that containerd makes for a container.
     #[must_use]
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.folder().join("state/io.containerd.runtime.v2.task").join(NAMESPACE).join(id)
+        self.folder().join("state/io.containerd.runtime.v2.task").join(self.namespace).join(id)
     }
 
     fn folder(&self) -> PathBuf {
@@ -139,7 +174,7 @@ impl Containerd {
     /// The command `ctr`, with the options of this containerd and of the namespace.
     pub fn ctr_cmd<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.folder().join("containerd.sock")).args(["--namespace", NAMESPACE]);
+        command.arg("--address").arg(self.folder().join("containerd.sock")).args(["--namespace", self.namespace]);
         command.args(args).current_dir(self.stockade.folder()).stdin(Stdio::null());
         command.env("STOCKADE_TEST_FOLDER", self.stockade.folder());
         command
@@ -304,16 +339,57 @@ fn unmount_below(folder: &Path) {
     }
 }
 
+/// The CRI plugin's part.
+fn cri_configuration(folder: &Path) -> String {
+    let (folder, pause) = (folder.display(), image::PAUSE);
+    format!(
+        r#"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+netns_mounts_under_state_dir = true
+disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+default_runtime_name = "{HANDLER}"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER}]
+runtime_type = "{RUNTIME}"
+pod_annotations = ["io.katacontainers.config.*"]
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{folder}/cni"
+conf_dir = "{folder}/cni"
+"#
+    )
+}
+
+/// A network for pods that does nothing: the CRI plugin insists on one.
+fn write_network_plugins(folder: &Path) -> std::io::Result<()> {
+    let cni = folder.join("cni");
+    fs::create_dir_all(&cni)?;
+    let script = r#"#!/bin/sh
+cat >/dev/null
+case "$CNI_COMMAND" in
+VERSION) echo '{"cniVersion":"0.3.1","supportedVersions":["0.3.1","0.4.0"]}' ;;
+ADD) echo '{"cniVersion":"0.3.1","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],
+    "ips":[{"version":"4","interface":0,"address":"10.88.0.2/24"}]}' ;;
+esac
+"#;
+    for name in ["loopback", "nothing"] {
+        fs::write(cni.join(name), script)?;
+        fs::set_permissions(cni.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    fs::write(cni.join("10.conflist"), r#"{"cniVersion":"0.3.1","name":"tests","plugins":[{"type":"nothing"}]}"#)
+}
+
 /// Nothing of it is outside the folder. Of the plugins, those that would make files elsewhere, or look for other
 /// programs, are left out.
-fn configuration(folder: &Path) -> String {
+fn configuration(folder: &Path, cri: bool) -> String {
     let folder = folder.display();
+    let cri = if cri { "" } else { "\n    \"io.containerd.grpc.v1.cri\"," };
     format!(
         r#"version = 2
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = [
-    "io.containerd.grpc.v1.cri",
+disabled_plugins = [{cri}
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.restart",
     "io.containerd.internal.v1.tracing",

@@ -10,15 +10,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::busybox_rootfs;
 
-/// The image's name, as containerd knows it.
+/// The name of the image that tests' containers are made of, as containerd knows it.
 pub const NAME: &str = "docker.io/library/stockade-busybox:latest";
+/// The name of the image that a pod's sandbox is made of.
+pub const PAUSE: &str = "docker.io/library/stockade-pause:latest";
 
 /// Makes `image.tar` in `folder`: an archive with an OCI image layout, for `ctr images import` and `podman load`. Its one
-/// layer is [`busybox_rootfs`].
+/// layer is [`busybox_rootfs`], and without other words it runs `command`.
 ///
 /// # Errors
 /// When a file cannot be made, or `tar` fails.
-pub fn archive(folder: &Path) -> Result<PathBuf> {
+pub fn archive(folder: &Path, name: &str, command: &[&str]) -> Result<PathBuf> {
     let work = tempfile::Builder::new().prefix("image-").tempdir_in(folder).context("cannot create a folder")?;
     let (root, layout) = (work.path().join("root"), work.path().join("layout"));
     fs::create_dir_all(layout.join("blobs/sha256")).context("cannot create a folder")?;
@@ -30,13 +32,13 @@ pub fn archive(folder: &Path) -> Result<PathBuf> {
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"]},
+        "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": command},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
     });
     let config = blob(&layout, config.to_string().as_bytes(), "application/vnd.oci.image.config.v1+json")?;
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
     let mut manifest = blob(&layout, manifest.to_string().as_bytes(), "application/vnd.oci.image.manifest.v1+json")?;
-    manifest["annotations"] = json!({"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "latest"});
+    manifest["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": "latest"});
     let index = json!({"schemaVersion": 2, "manifests": [manifest]});
     write(&layout.join("index.json"), index.to_string().as_bytes())?;
     write(&layout.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -71,7 +73,7 @@ mod tests {
     #[test]
     fn the_archive_has_each_blob_under_its_digest() {
         let folder = tempfile::tempdir().unwrap();
-        let archive = archive(folder.path()).unwrap();
+        let archive = archive(folder.path(), NAME, &["sh"]).unwrap();
         let list = Command::new("tar").arg("-tf").arg(archive).output().unwrap();
         let list = String::from_utf8_lossy(&list.stdout).into_owned();
         assert_eq!(

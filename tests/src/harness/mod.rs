@@ -3,19 +3,23 @@
 mod backend;
 mod bundle;
 mod containerd;
+pub mod cri;
 mod host_state;
 mod id;
 pub mod image;
 mod pod;
 mod rootfs;
 mod stockade;
+mod tmpfs;
 pub mod wait;
 
 pub use backend::Backend;
 pub use bundle::{Bundle, BundleBuilder};
-pub use containerd::Containerd;
+pub use containerd::{Containerd, HANDLER};
+pub use cri::Cri;
 pub use host_state::{HostState, processes_of};
 pub use id::unique_id;
 pub use pod::{Cases, Pod};
 pub use rootfs::busybox_rootfs;
 pub use stockade::{Output, Running, Stockade, guest};
+pub use tmpfs::Tmpfs;

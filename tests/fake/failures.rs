@@ -74,7 +74,7 @@ fn a_failure_after_any_step_undoes_everything_in_reverse() {
                 assert!(made < removed && removed < position(&calls, "destroy_sandbox"), "{step}: {calls:?}");
             }
             let machine = index >= STEPS.iter().position(|step| *step == "machine").unwrap();
-            assert_eq!(sandbox.backends.machine().is_some(), machine, "{step}");
+            assert_eq!(sandbox.backends.prepared(), machine, "{step}");
             sandbox.leaves_nothing(step).await;
         }
     });
@@ -169,7 +169,7 @@ fn a_hook_that_fails_undoes_everything_and_poststop_still_runs() {
             let error = sandbox.create(request).await.unwrap_err();
             assert!(error.one_line().starts_with("step hooks: "), "{}", error.one_line());
             assert!(std::fs::read_to_string(&notes).unwrap().ends_with("poststop\n"));
-            assert!(sandbox.backends.machine().is_none(), "the machine comes after the hooks");
+            assert!(!sandbox.backends.prepared(), "the machine comes after the hooks");
             sandbox.leaves_nothing(phase).await;
         }
     });

@@ -36,9 +36,13 @@ impl Step for ConnectAgent {
     const NAME: &'static str = "agent";
 
     async fn run(self, undo: &mut UndoStack) -> Result<GuestReady, OpError> {
-        let channel = self.hypervisor.agent_channel()?;
-        let limit = self.machine.boot_timeout.max(self.agent.reconnect_timeout);
         let mut exit = self.hypervisor.exit();
+        let channel = self.hypervisor.agent_channel().map_err(|error| match &*exit.borrow() {
+            // It ended in between: why is worth more than that it has no channel.
+            Some(ended) => died(Some(ended)),
+            None => error.into(),
+        })?;
+        let limit = self.machine.boot_timeout.max(self.agent.reconnect_timeout);
         let dialled = tokio::select! {
             biased;
             ended = exit.wait_for(Option::is_some) => Err(match ended {

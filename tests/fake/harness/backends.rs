@@ -43,6 +43,11 @@ impl FakeBackends {
         self.made.lock().expect("no panic").as_ref().map(|(machine, _)| machine.clone())
     }
 
+    /// Whether a machine was prepared, which is when it begins to take something of the host.
+    pub(crate) fn prepared(&self) -> bool {
+        self.made.lock().expect("no panic").as_ref().is_some_and(|(_, control)| control.config().is_some())
+    }
+
     /// Lets go of the machine. Answers the name of its network namespace, as in /proc/self/fd.
     pub(crate) fn let_go(&self) -> Option<String> {
         let (_, control) = self.made.lock().expect("no panic").take()?;

@@ -35,6 +35,9 @@ fn main() -> ExitCode {
         [sandbox::PID_NAMESPACE] => sandbox::make_pid_namespace().map_err(anyhow::Error::from),
         [sandbox::PAUSE] => sandbox::pause().map_err(anyhow::Error::from),
         [container::spec::MAKE_DIRECTORY, root, path] => make_directory(Path::new(root), Path::new(path)),
+        [container::copy_up::COPY_UP, root, destinations @ ..] => {
+            container::copy_up::run(Path::new(root), destinations)
+        }
         ["--version"] => {
             println!("stockade-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

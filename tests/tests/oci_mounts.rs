@@ -68,8 +68,22 @@ fn file_systems_are_mounted_with_their_options_and_in_order() {
         ensure!(found == "ran", "{found:?}");
         Ok(())
     });
-    let copied = plain().mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup"]);
-    cases.refused("mounts: tmpcopyup, which is not supported", &pod, copied, &["tmpcopyup", "/etc"]);
+    cases.case("mounts: tmpcopyup, which begins with what the image has there", || {
+        let builder = plain().mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup", "nosuid"]).mount(
+            "/root",
+            "tmpfs",
+            "tmpfs",
+            &["tmpcopyup"],
+        );
+        let found = pod.shell(
+            builder,
+            "cat /etc/hosts && touch /etc/new && stat -c '%a' /root && grep -c '^tmpfs /etc ' /proc/mounts",
+        )?;
+        ensure!(found == "127.0.0.1 localhost\n700\n1", "{found:?}");
+        Ok(())
+    });
+    let shut = plain().mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup", "ro"]);
+    cases.refused("mounts: tmpcopyup into a read-only mount", &pod, shut, &["tmpcopyup", "/etc"]);
     cases.case("mounts: none but those of the image", || {
         let found = pod.shell(plain().edit(|config| config["mounts"] = json!([])), "ls /proc | grep -c . ; echo in")?;
         ensure!(found == "0\nin", "{found:?}");

@@ -10,6 +10,7 @@
 //! A container whose creation or start fails is removed or stopped at once. When init ends, everything else
 //! in the container's cgroup is killed: in a shared pid namespace the kernel would leave it running.
 
+pub(crate) mod copy_up;
 mod error;
 mod executor;
 pub(crate) mod helper;

@@ -14,7 +14,7 @@ use stockade_agent_protocol::agent::{Device, StringUser};
 
 use super::ContainerError;
 use super::protocol::Execution;
-use super::users;
+use super::{copy_up, users};
 use crate::cgroup::Cgroup;
 
 /// Argument by which the agent, re-executed as a hook, makes a working directory.
@@ -92,7 +92,8 @@ pub(crate) fn prepare(
     }
     adapt_process(&mut process, &rootfs, string_user)?;
 
-    spec.set_hooks(hooks(&spec, &rootfs, process.cwd(), surroundings)?);
+    let filled = copy_up::take(&mut spec, &rootfs)?;
+    spec.set_hooks(hooks(&spec, &rootfs, process.cwd(), &filled, surroundings)?);
     if let Some(file) = &surroundings.resolv_conf {
         let mut mounts = spec.mounts().clone().unwrap_or_default();
         add_resolv_conf(&mut mounts, file)?;
@@ -293,14 +294,28 @@ fn set_devices(linux: &mut Linux, devices: &[Device]) -> Result<(), ContainerErr
     Ok(())
 }
 
-/// The hooks that run in the guest, plus ours that makes a working directory which is not there.
-fn hooks(spec: &Spec, rootfs: &Path, cwd: &Path, surroundings: &Surroundings) -> Result<Option<Hooks>, ContainerError> {
+/// The hooks that run in the guest, plus ours: one fills the file systems at `filled` with what they cover, one makes a
+/// working directory which is not there.
+fn hooks(
+    spec: &Spec,
+    rootfs: &Path,
+    cwd: &Path,
+    filled: &[PathBuf],
+    surroundings: &Surroundings,
+) -> Result<Option<Hooks>, ContainerError> {
     let given = spec.hooks().as_ref();
     let mut create = given.and_then(|hooks| hooks.create_container().clone()).unwrap_or_default();
     if is_missing(rootfs, cwd) {
         let args = ["stockade-agent".into(), MAKE_DIRECTORY.into(), utf8(rootfs)?, utf8(cwd)?];
         // First, so that the hooks of the specification see the directory.
         create.insert(0, hook(Path::new(SELF), args.to_vec())?);
+    }
+    if !filled.is_empty() {
+        let mut args = vec!["stockade-agent".into(), copy_up::COPY_UP.into(), utf8(rootfs)?];
+        for destination in filled {
+            args.push(utf8(destination)?);
+        }
+        create.insert(0, hook(Path::new(SELF), args)?);
     }
     let guest = surroundings.guest_hooks.as_deref().map(guest_prestart_hooks).transpose()?.unwrap_or_default();
     if create.is_empty() && guest.is_empty() {
@@ -338,7 +353,7 @@ fn is_missing(rootfs: &Path, path: &Path) -> bool {
 }
 
 /// Opens what is at `path` in the root file system, without leaving it.
-fn look(rootfs: &Path, path: &Path) -> std::io::Result<std::os::fd::OwnedFd> {
+pub(super) fn look(rootfs: &Path, path: &Path) -> std::io::Result<std::os::fd::OwnedFd> {
     let root = open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let root = crate::sys::adopt(root);
     let opened = crate::sys::open_in_root(

@@ -121,7 +121,7 @@ fn guest_linux(host: &Linux, options: &GuestSpecOptions, warnings: &mut Vec<Stri
     guest.set_namespaces(Some(namespaces));
     guest.set_cgroups_path(Some(PathBuf::from("/stockade").join(&options.container_id)));
     guest.set_resources(
-        host.resources().as_ref().map(|resources| resources::for_guest(resources, options.vcpus, warnings)),
+        host.resources().as_ref().map(|resources| resources::guest_resources(resources, options.vcpus, warnings)),
     );
     if !options.seccomp {
         guest.set_seccomp(None);

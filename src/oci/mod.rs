@@ -29,6 +29,7 @@ pub use load::{MAX_CONFIG_BYTES, load_process, load_spec, parse_spec};
 pub use mounts::{BindPropagation, BindShare, DEFAULT_SHM_BYTES, MountKind, MountPlan, VolumePlan, sandbox_shm_bytes};
 pub use namespaces::{NetworkRequest, network_request};
 pub use oci_spec::runtime::{Hook, Mount, Process, Spec};
+pub use resources::guest_resources;
 pub use state::{OciState, ParseStatusError, Status};
 pub use validate::{resolve_root, validate, validate_process};
 

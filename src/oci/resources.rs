@@ -5,7 +5,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 /// Keeps what means the same in the guest: devices' rules, memory, CPU time, pids and unified keys. Left out, because
 /// they are about the host's hardware: block I/O, huge pages, RDMA, network classes and priorities, realtime budgets,
 /// and CPU and memory node numbers that the guest does not have. A zero is "not set", as engines write it.
-pub(super) fn for_guest(resources: &LinuxResources, vcpus: Option<u32>, warnings: &mut Vec<String>) -> LinuxResources {
+pub fn guest_resources(resources: &LinuxResources, vcpus: Option<u32>, warnings: &mut Vec<String>) -> LinuxResources {
     let mut kept = LinuxResources::default();
     kept.set_devices(resources.devices().clone());
     kept.set_memory((*resources.memory()).map(memory));
@@ -78,7 +78,7 @@ mod tests {
 
     fn guests(given: Value, vcpus: Option<u32>) -> (Value, usize) {
         let mut warnings = Vec::new();
-        let kept = for_guest(&serde_json::from_value(given).expect("resources"), vcpus, &mut warnings);
+        let kept = guest_resources(&serde_json::from_value(given).expect("resources"), vcpus, &mut warnings);
         (serde_json::to_value(kept).expect("serialises"), warnings.len())
     }
 

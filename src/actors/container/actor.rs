@@ -14,7 +14,7 @@ use crate::error::{ErrorKind, OpError};
 use crate::events::ContainerEvents;
 use crate::hooks::Phase;
 use crate::ids::{ContainerId, ExecId};
-use crate::oci::{OciState, Status};
+use crate::oci::{OciState, Status, guest_resources};
 use crate::pipeline::UndoStack;
 use crate::pipeline::create::{CreatedContainer, FrontDoor, RootfsMount};
 use crate::state::{ContainerRecord, ProcessId, Store};
@@ -521,7 +521,12 @@ impl Handler<Envelope<Update>> for ContainerActor {
     type Result = Pending<Self, Update>;
 
     fn handle(&mut self, message: Envelope<Update>, _: &mut Context<Self>) -> Self::Result {
-        let resources = message.request.resources;
+        let mut warnings = Vec::new();
+        // As at the creation: engines fill in what they do not set with zeros.
+        let resources = guest_resources(&message.request.resources, None, &mut warnings);
+        for warning in warnings {
+            tracing::warn!(container = %self.setup.id, "{warning}");
+        }
         self.with_agent::<Update, _>(message.span, Asked::Update, move |agent, id| async move {
             agent.update_container(&id, &resources).await
         })

@@ -1,7 +1,7 @@
 //! `stockade ps`.
 
 use super::client::{SHORT_CALL, answer};
-use super::container::supervisor_of;
+use super::container::{current, supervisor_of};
 use super::globals::Context;
 use super::list::ListFormat;
 use super::table::{columns, print, print_json};
@@ -11,12 +11,15 @@ use std::process::ExitCode;
 use ttrpc::context::with_duration;
 
 /// List the processes of a container, with the pids that they have in the virtual machine
+///
+/// As JSON: the pid on the host of what stands in for them. Engines take these pids for the host's, whatever process that
+/// would be.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The container
     #[arg(value_name = "CONTAINER")]
     id: ContainerId,
-    /// Form of the list; json: the pids only
+    /// Form of the list; json: pids of the host only
     #[arg(short, long, value_enum, default_value_t)]
     format: ListFormat,
     /// Options of ps(1); taken for compatibility: the columns are fixed
@@ -29,16 +32,21 @@ impl Arguments {
         if !self.ps_options.is_empty() {
             context.report.debug("options of ps have no effect: the columns are fixed");
         }
+        if self.format == ListFormat::Json {
+            let record = context.runtime.block_on(async {
+                supervisor_of(context, &self.id, "list the processes of").await?;
+                anyhow::Ok(current(context, &self.id).await?)
+            })?;
+            print_json(&record.stand_in.iter().map(|process| process.pid).collect::<Vec<_>>())?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let response = context.runtime.block_on(async {
             let (_, connection) = supervisor_of(context, &self.id, "list the processes of").await?;
             let request = ProcessesRequest { id: self.id.to_string(), ..ProcessesRequest::default() };
             let result = connection.supervisor.processes(with_duration(SHORT_CALL), &request).await;
             anyhow::Ok(answer("Processes", result)?)
         })?;
-        match self.format {
-            ListFormat::Json => print_json(&response.processes.iter().map(|process| process.pid).collect::<Vec<_>>())?,
-            ListFormat::Table => print(&table(&response.processes))?,
-        }
+        print(&table(&response.processes))?;
         Ok(ExitCode::SUCCESS)
     }
 }

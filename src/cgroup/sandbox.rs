@@ -48,6 +48,11 @@ impl SandboxCgroup {
         &self.made
     }
 
+    /// Where its processes are, a directory a hierarchy.
+    pub fn leaves(&self) -> &[PathBuf] {
+        &self.leaves
+    }
+
     /// Puts a process, with its threads, into the group. A hierarchy of version 1 that refuses it is passed over.
     ///
     /// # Errors

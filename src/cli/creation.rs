@@ -107,6 +107,7 @@ pub(super) fn create(
         sandbox: &sandbox,
         container: &options.id,
         exec: None,
+        bundle: Some(&bundle),
         terminal: slave,
     })
     .context("cannot start the container's stand-in")?;
@@ -119,10 +120,11 @@ pub(super) fn create(
         let request = request(context, options, &bundle, terminal, stand_in.pid())?;
         let limit = loaded.config.runtime.create_timeout + CREATE_MARGIN;
         let connection = context.runtime.block_on(call(context, &sandbox, &request, limit, signals))?;
-        let settled = stand_in.attach().context("the container ended at once").and_then(|()| match &options.pid_file {
-            Some(path) => pid_file::write(path, stand_in.pid()),
-            None => Ok(()),
-        });
+        let settled =
+            stand_in.attach().context("the container's stand-in failed").and_then(|()| match &options.pid_file {
+                Some(path) => pid_file::write(path, stand_in.pid()),
+                None => Ok(()),
+            });
         if let Err(error) = settled {
             take_back(context, &connection, &options.id);
             return Err(error);
@@ -178,7 +180,7 @@ fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded, spec: &Spec)
         sandbox: sandbox.clone(),
         config: loaded.clone(),
         new_netns: oci::network_request(spec) == NetworkRequest::Create,
-        log: globals.log.clone().filter(|_| shared_log),
+        log: globals.supervisor_log.clone().or_else(|| globals.log.clone().filter(|_| shared_log)),
         log_format: globals.log_format(),
         debug: globals.debug,
         inject_failure: globals.inject_failure.clone(),

@@ -162,6 +162,7 @@ impl Arguments {
             sandbox: &record.sandbox,
             container: &subject.container,
             exec: subject.exec.as_ref(),
+            bundle: None,
             terminal,
         })
         .and_then(|mut stand_in| stand_in.wait_ready().map(|()| stand_in))

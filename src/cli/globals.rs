@@ -26,6 +26,9 @@ pub(super) struct Globals {
     /// File that errors are written to as well, and that a new sandbox's supervisor logs to
     #[arg(long, global = true, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// File that a new sandbox's supervisor logs to, in place of --log
+    #[arg(long, global = true, value_name = "FILE")]
+    pub supervisor_log: Option<PathBuf>,
     /// Form of the lines in --log
     #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: Format,
@@ -69,7 +72,9 @@ impl Context {
     pub(super) fn new(mut globals: Globals, report: Reporter) -> anyhow::Result<Self> {
         // The supervisor and the stand-in have other working directories.
         globals.root = absolute(&globals.root)?;
-        globals.log = globals.log.as_deref().map(absolute).transpose()?;
+        for log in [&mut globals.log, &mut globals.supervisor_log] {
+            *log = log.as_deref().map(absolute).transpose()?;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let store = Store::new(&globals.root);
         Ok(Self { globals, store, report, runtime })

@@ -61,7 +61,8 @@ type Outcome = anyhow::Result<ExitCode>;
 /// Runs OCI containers and pods, each in its own virtual machine.
 #[derive(Debug, Parser)]
 #[command(name = "stockade", version = version::SHORT, long_version = version::long(), disable_help_subcommand = true)]
-#[command(max_term_width = 120)]
+// An engine adds options of its own to those that it was told to give: the last one counts.
+#[command(max_term_width = 120, args_override_self = true)]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -193,6 +194,7 @@ mod tests {
             "stockade --log-format=json --log /l create --bundle /b --pid-file /p --console-socket /c --no-pivot \
              --no-new-keyring --preserve-fds 1 c",
             "stockade --systemd-cgroup start c",
+            "stockade --root /a --log /b --root /c --log /d --log-format text --log-format json start c",
             "stockade kill c 15",
             "stockade kill --all c 9",
             "stockade delete --force c",

@@ -103,6 +103,8 @@ pub struct CreatedSandbox {
     pub guest: GuestReady,
     /// Its network namespace.
     pub netns: SandboxNetns,
+    /// The directories of its control group on the host, one a hierarchy.
+    pub cgroup: Vec<PathBuf>,
     /// Its configuration, annotations included.
     pub config: Config,
     /// The share on the host.
@@ -213,6 +215,7 @@ struct SandboxDraft {
     machine: Machine,
     guest: GuestReady,
     netns: SandboxNetns,
+    cgroup: Vec<PathBuf>,
     config: Config,
     share: PathBuf,
     acquired: Acquired,
@@ -220,8 +223,8 @@ struct SandboxDraft {
 
 impl SandboxDraft {
     fn with(self, undo: UndoStack) -> CreatedSandbox {
-        let Self { machine, guest, netns, config, share, acquired } = self;
-        CreatedSandbox { machine, guest, netns, config, share, acquired, undo }
+        let Self { machine, guest, netns, cgroup, config, share, acquired } = self;
+        CreatedSandbox { machine, guest, netns, cgroup, config, share, acquired, undo }
     }
 }
 
@@ -314,7 +317,7 @@ async fn sandbox_steps(
     };
     let machine = runner.run(start, sandbox_undo).await?;
     let join = JoinCgroup { begun, processes: machine.hypervisor.processes() };
-    runner.run(join, sandbox_undo).await?;
+    let cgroup = runner.run(join, sandbox_undo).await?;
     let connect = ConnectAgent {
         hypervisor: machine.hypervisor.clone(),
         agent: config.agent.kata.clone(),
@@ -324,7 +327,7 @@ async fn sandbox_steps(
     let guest = runner.run(connect, sandbox_undo).await?;
     let tell = SetGuestNetwork { agent: guest.agent.clone(), guest: network.guest };
     runner.run(tell, sandbox_undo).await?;
-    let sandbox = SandboxDraft { machine, guest, netns, config, share, acquired };
+    let sandbox = SandboxDraft { machine, guest, netns, cgroup, config, share, acquired };
     let shared = SharedSandbox {
         machine: sandbox.machine.clone(),
         agent: sandbox.guest.agent.clone(),

@@ -1,6 +1,6 @@
 //! A stand-in, seen from `create`, `run` and `exec --detach`.
 
-use super::{ATTACH, ATTACHED, COMMIT, READY, sys};
+use super::{ATTACH, ATTACHED, COMMIT, FAILED, READY, sys};
 use crate::ids::{ContainerId, ExecId, SandboxId};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// How long a stand-in may take to stand, or to reach the supervisor.
 const LIMIT: Duration = Duration::from_secs(10);
+/// The most bytes of its explanation that are read.
+const MAX_WHY: u64 = 4096;
 
 /// For whom it stands, and with what.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(crate) struct StandInOptions<'a> {
     pub container: &'a ContainerId,
     /// A process of it; `None`: the first one.
     pub exec: Option<&'a ExecId>,
+    /// The bundle whose files it takes as its own; for the first process.
+    pub bundle: Option<&'a Path>,
     /// The terminal that becomes its descriptors 0, 1 and 2; `None`: those of the caller.
     pub terminal: Option<OwnedFd>,
 }
@@ -52,6 +56,9 @@ impl StandIn {
         if let Some(exec) = options.exec {
             command.args(["--exec", exec.as_str()]);
         }
+        if let Some(bundle) = options.bundle {
+            command.arg("--bundle").arg(bundle);
+        }
         if let Some(terminal) = options.terminal {
             command.arg("--terminal");
             command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
@@ -75,10 +82,11 @@ impl StandIn {
         self.expect(READY)
     }
 
-    /// Lets it connect to the supervisor, which knows the container by now. Blocks for at most ten seconds.
+    /// Lets it connect to the supervisor, which knows the container by now, and take its files. Blocks for at most ten
+    /// seconds.
     ///
     /// # Errors
-    /// The supervisor or the container is gone.
+    /// The supervisor or the container is gone, or the host refuses it the container's files.
     pub(crate) fn attach(&mut self) -> io::Result<()> {
         self.channel.write_all(&[ATTACH])?;
         self.expect(ATTACHED)
@@ -93,7 +101,15 @@ impl StandIn {
     fn expect(&mut self, letter: u8) -> io::Result<()> {
         let mut read = [0];
         self.channel.read_exact(&mut read)?;
-        if read == [letter] { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+        if read == [letter] {
+            return Ok(());
+        }
+        if read != [FAILED] {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut why = String::new();
+        (&self.channel).take(MAX_WHY).read_to_string(&mut why)?;
+        Err(io::Error::other(why))
     }
 }
 

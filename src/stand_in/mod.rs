@@ -2,18 +2,21 @@
 //!
 //! Callers such as conmon wait for the pid in --pid-file, signal it, and read its exit status. A container in a virtual
 //! machine has no process here, so it gets this one: it holds the descriptors 0, 1 and 2 of `create`, passes signals on,
-//! and ends with the container's status, or with 137 when the supervisor is gone.
+//! and ends with the container's status, or with 137 when the supervisor is gone. A container's, not that of an `exec`,
+//! also has the container's files as its own ([`files`]), and is in the sandbox's control group.
 //!
 //! ```text
 //!            spawn             'a'                        'c'
 //! create ──────────> ready ──────────> attached ──────────────────> alone (create has ended)
 //!                │ 'r' to create   │ Wait is under way,  │
-//!                │                 │ 'a' to create       │
+//!                │                 │ 'a' to create,      │
+//!                │                 │ or 'f' and why not  │
 //!                └─────────────────┴─────────────────────┴──> exit, when create ends before 'c'
 //! ```
 //! The letters travel over a socket pair that `create` made ([`StandIn`] is its end of it).
 
 mod attend;
+mod files;
 mod handle;
 mod signals;
 pub(crate) mod sys;
@@ -22,22 +25,27 @@ pub(crate) use attend::{Outcome, Subject, attend, resize};
 pub(crate) use handle::{StandIn, StandInOptions};
 pub(crate) use signals::Signals;
 
-use crate::cli::client;
+use crate::api::InspectRequest;
+use crate::cli::client::{self, Connection, SHORT_CALL, answer};
+use crate::error::OpError;
 use crate::ids::{ContainerId, ExecId, SandboxId};
 use crate::state::Store;
 use clap::Parser;
+use files::Files;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use ttrpc::context::with_duration;
 
 /// What each side says on the channel.
 const READY: u8 = b'r';
 const ATTACH: u8 = b'a';
 const ATTACHED: u8 = b'a';
+const FAILED: u8 = b'f';
 const COMMIT: u8 = b'c';
 
 /// 128 + SIGKILL: what a process reports whose machine was taken away.
@@ -62,6 +70,9 @@ struct Arguments {
     /// The process of the container; without it, its first one.
     #[arg(long)]
     exec: Option<ExecId>,
+    /// The container's bundle, whose files it shall have as its own.
+    #[arg(long)]
+    bundle: Option<PathBuf>,
     /// Standard input is a terminal of its own.
     #[arg(long)]
     terminal: bool,
@@ -121,9 +132,16 @@ async fn stand_for(arguments: &Arguments, signals: Signals, channel: UnixStream)
     let terminal = if arguments.terminal { Some(io::stdin().as_fd().try_clone_to_owned()?) } else { None };
     let (attached, is_attached) = tokio::sync::oneshot::channel();
     let attending = attend(&connection, &subject, terminal, signals, attached);
-    let committing = async move {
+    let committing = async {
         if is_attached.await.is_err() {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        if let Some(bundle) = &arguments.bundle
+            && let Err(error) = settle(&connection, &arguments.container, bundle).await
+        {
+            writer.write_all(&[FAILED]).await?;
+            writer.write_all(error.one_line().as_bytes()).await?;
+            return Err(io::Error::other(error.one_line()));
         }
         writer.write_all(&[ATTACHED]).await?;
         let letter = reader.read_u8().await?;
@@ -141,4 +159,20 @@ async fn stand_for(arguments: &Arguments, signals: Signals, channel: UnixStream)
         Outcome::Exited(status) => status,
         Outcome::Lost => LOST,
     })
+}
+
+/// Joins the sandbox's control group, and takes the container's files as its own. This process has one thread.
+async fn settle(connection: &Connection, container: &ContainerId, bundle: &Path) -> Result<(), OpError> {
+    let response = connection.supervisor.inspect(with_duration(SHORT_CALL), &InspectRequest::default()).await;
+    let response = answer("Inspect", response)
+        .map_err(|error| OpError::internal("cannot ask for the sandbox's control group", error))?;
+    let document: serde_json::Value = serde_json::from_str(&response.json)
+        .map_err(|error| OpError::internal("cannot read what the supervisor says of its sandbox", error))?;
+    let files = Files::of(container, bundle)?;
+    for group in document.pointer("/machine/control_group").and_then(|groups| groups.as_array()).into_iter().flatten() {
+        let file = Path::new(group.as_str().unwrap_or_default()).join("cgroup.procs");
+        // As with the machine's processes: a hierarchy of version 1 may refuse.
+        let _ = std::fs::write(file, std::process::id().to_string());
+    }
+    files.enter()
 }

@@ -552,6 +552,7 @@ impl Handler<Envelope<Inspect>> for SandboxActor {
                 "agent_version": made.guest.version,
                 "start": made.acquired,
                 "network_namespace_is_ours": made.netns.ours,
+                "control_group": made.cgroup,
             });
             made.machine.hypervisor.clone()
         });

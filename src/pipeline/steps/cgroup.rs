@@ -52,10 +52,11 @@ pub struct JoinCgroup {
 }
 
 impl Step for JoinCgroup {
-    type Output = ();
+    /// The group's directories, one a hierarchy.
+    type Output = Vec<PathBuf>;
     const NAME: &'static str = "cgroup";
 
-    async fn run(self, _: &mut UndoStack) -> Result<(), OpError> {
+    async fn run(self, _: &mut UndoStack) -> Result<Vec<PathBuf>, OpError> {
         let made = self.begun.0.await.map_err(|error| OpError::internal(CANNOT, error))?.map_err(failed)?;
         for process in self.processes {
             if let Some(cgroup) = &made
@@ -64,7 +65,7 @@ impl Step for JoinCgroup {
                 tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
             }
         }
-        Ok(())
+        Ok(made.map(|cgroup| cgroup.leaves().to_vec()).unwrap_or_default())
     }
 }
 

@@ -2,16 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use sha2::{Digest as _, Sha256};
-use stockade_tests::harness::{Bundle, HostState, Running, Stockade, wait};
+use stockade_tests::harness::{Bundle, HostState, Running, Screen, Stockade, Terminal, wait};
 
 const SOON: Duration = Duration::from_secs(20);
 const BOOT: Duration = Duration::from_secs(90);
@@ -88,68 +87,8 @@ fn streams_are_apart_and_a_child_that_keeps_them_hangs_nobody() {
     before.assert_same(&stockade);
 }
 
-/// A terminal of the test, as a person would have it.
-struct Terminal {
-    master: File,
-    slave: OwnedFd,
-}
-
-impl Terminal {
-    fn open(columns: u16, rows: u16) -> Self {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
-        Self { master: master.into(), slave }
-    }
-
-    fn end(&self) -> Stdio {
-        self.slave.try_clone().unwrap().into()
-    }
-}
-
-/// What comes out of a terminal, collected by a thread that ends with it.
-struct Screen(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl Screen {
-    fn of(master: &File) -> Self {
-        let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let (mut master, writer) = (master.try_clone().unwrap(), seen.clone());
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count) = master.read(&mut buffer) {
-                if count == 0 {
-                    break;
-                }
-                writer.lock().unwrap().extend_from_slice(&buffer[..count]);
-            }
-        });
-        Self(seen)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-
-    fn wait_for(&self, text: &str, limit: Duration) {
-        assert!(wait::until(limit, || self.text().contains(text)), "no {text:?} on the screen: {:?}", self.text());
-    }
-}
-
-/// Sets the size of a terminal, by the program for it: its ioctl has no safe wrapper.
-fn resize(master: &File, columns: u16, rows: u16) {
-    let status = std::process::Command::new("stty")
-        .args(["cols", &columns.to_string(), "rows", &rows.to_string()])
-        .stdin(master.try_clone().unwrap())
-        .status()
-        .unwrap();
-    assert!(status.success());
-}
-
 fn run_in_terminal(stockade: &Stockade, terminal: &Terminal, id: &str, bundle: &Bundle) -> Running {
-    let run = stockade.run_cmd(id, bundle, &[]);
-    // `setsid --ctty` gives it a session with the terminal, so that the terminal's signals reach it.
-    let mut command = std::process::Command::new("setsid");
-    command.arg("--ctty").arg("--wait").arg(run.get_program()).args(run.get_args());
-    command.env("STOCKADE_TEST_FOLDER", stockade.folder()).current_dir(stockade.folder()).stdin(terminal.end());
+    let command = terminal.session(&stockade.run_cmd(id, bundle, &[]));
     stockade.spawn_with(command, terminal.end(), terminal.end())
 }
 
@@ -160,28 +99,27 @@ fn a_terminal_echoes_obeys_its_keys_and_follows_its_window() {
     let id = stockade.id("terminal");
     let bundle = Bundle::builder().args(["sh"]).tty(true).env("PS1=prompt: ").build().unwrap();
     let terminal = Terminal::open(100, 30);
-    let screen = Screen::of(&terminal.master);
+    let screen = Screen::of(terminal.master());
     let running = run_in_terminal(&stockade, &terminal, &id, &bundle);
-    let mut keyboard = terminal.master.try_clone().unwrap();
     screen.wait_for("prompt: ", BOOT);
-    keyboard.write_all(b"echo $((6*7)); stty size\n").unwrap();
+    terminal.write("echo $((6*7)); stty size\n");
     screen.wait_for("echo $((6*7)); stty size\r\n42\r\n30 100\r\n", SOON);
-    resize(&terminal.master, 120, 40);
+    terminal.resize(120, 40);
     // The signal travels beside the keys, so the shell is asked until it has arrived.
     assert!(
         wait::until(SOON, || {
-            keyboard.write_all(b"stty size\n").unwrap();
+            terminal.write("stty size\n");
             wait::until(Duration::from_secs(1), || screen.text().contains("\r\n40 120\r\n"))
         }),
         "{:?}",
         screen.text()
     );
-    keyboard.write_all(b"sleep 1000\n").unwrap();
+    terminal.write("sleep 1000\n");
     screen.wait_for("sleep 1000\r\n", SOON);
     assert!(wait::until(SOON, || stockade.call(["ps", &id]).ok().text().contains("sleep 1000")));
-    keyboard.write_all(b"\x03").unwrap();
+    terminal.write("\x03");
     screen.wait_for("^C", SOON);
-    keyboard.write_all(b"exit 9\n").unwrap();
+    terminal.write("exit 9\n");
     assert_eq!(running.wait(SOON).code(), 9);
     before.assert_same(&stockade);
 }

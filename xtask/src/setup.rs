@@ -47,6 +47,8 @@ const PACKAGES: &[Package] = &[
     package("mmdebstrap", Purpose::Image, "makes the Debian of the disk image"),
     package("erofs-utils", Purpose::Image, "makes the disk image's file system"),
     package("containerd", Purpose::Test, "the tests run containers by it; each starts one of its own"),
+    package("podman", Purpose::Test, "drives the program as its OCI runtime"),
+    package("netavark", Purpose::Test, "Podman's networks"),
     package("iproute2", Purpose::Test, "the tests look at links and network namespaces with it"),
 ];
 

@@ -259,6 +259,15 @@ impl Stockade {
         }
     }
 
+    /// Takes an id that somebody else has made for a container of this test's; by it the container's remains are known.
+    ///
+    /// # Panics
+    /// When it is too short to be unique.
+    pub fn note_foreign(&self, id: &str) {
+        assert!(id.len() >= SHORTEST_MARK, "{id:?} is no unique id");
+        self.ids.borrow_mut().insert(id.to_owned());
+    }
+
     /// What tells this test's processes, mounts and files from others'.
     #[must_use]
     pub fn marks(&self) -> Vec<String> {
@@ -301,8 +310,10 @@ impl Stockade {
     }
 
     fn spawned(mut command: Command, stdout: PathBuf, stderr: PathBuf) -> Running {
+        // The first options are the same for every call.
         let words: Vec<_> = command.get_args().skip(6).map(|word| word.to_string_lossy()).collect();
-        let words = format!("stockade {}", words.join(" "));
+        let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy();
+        let words = format!("{program} {}", words.join(" "));
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {words}: {error}"));
         Running { child, command: words, stdout, stderr }
     }

@@ -258,3 +258,29 @@ fn the_end_of_a_killed_supervisor_is_the_end_of_its_container() {
     let _ = podman.call(["rm", "killed"]).ok();
     assert_nothing_left(&podman, &before);
 }
+
+#[test]
+fn a_container_in_podmans_own_network_reaches_out_and_is_reached_at_its_port() {
+    let podman = Podman::new();
+    let before = podman.host_state();
+    let output = podman.script_in_own_network(
+        r#"
+        "$@" run --detach --name web --publish 8080:80 localhost/busybox \
+            sh -c 'echo served > /tmp/index.html; exec httpd -f -p 80 -h /tmp' > /dev/null
+        "$@" exec web ping -c 1 -w 20 10.88.0.1 > /dev/null
+        echo "the guest reaches the host"
+        "$@" exec web ip -o -4 addr show eth0 | grep -o '10\.88\.[0-9.]*/16'
+        "$@" inspect --format '{{.NetworkSettings.IPAddress}}/16' web
+        for at in 10.88.0.1:8080 $("$@" inspect --format '{{.NetworkSettings.IPAddress}}' web); do
+            busybox timeout 30 busybox wget -q -O - "http://$at/index.html"
+        done
+        "$@" rm --force --time 0 web > /dev/null
+        ls /run/netns
+        "#,
+    );
+    let text = output.ok().text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], &lines[3..]), ("the guest reaches the host", &["served", "served"][..]), "{text}");
+    assert!(lines[1].starts_with("10.88.") && lines[1] == lines[2], "{text}");
+    assert_nothing_left(&podman, &before);
+}

@@ -49,6 +49,7 @@ const PACKAGES: &[Package] = &[
     package("containerd", Purpose::Test, "the tests run containers by it; each starts one of its own"),
     package("podman", Purpose::Test, "drives the program as its OCI runtime"),
     package("netavark", Purpose::Test, "Podman's networks"),
+    package("iptables", Purpose::Test, "the ports that Podman's networks publish"),
     package("iproute2", Purpose::Test, "the tests look at links and network namespaces with it"),
 ];
 

@@ -119,6 +119,24 @@ impl Podman {
         command
     }
 
+    /// Runs lines of shell, the first failing one of which ends them, in network and mount namespaces of their own, where
+    /// Podman may make networks: they leave no link or rule on the host. `"$@"` is podman.
+    ///
+    /// # Panics
+    /// When they do not end in time.
+    pub fn script_in_own_network(&self, script: &str) -> Output {
+        let podman = self.cmd::<&str>([]);
+        let mut command = Command::new("unshare");
+        let prepare = "mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; ip link set lo up";
+        command.args(["--net", "--mount", "sh", "-ec", &format!("{prepare}\n{script}"), "sh"]);
+        command
+            .arg(podman.get_program())
+            .args(podman.get_args())
+            .envs(podman.get_envs().filter_map(|(n, v)| Some((n, v?))));
+        command.current_dir(self.folder()).stdin(Stdio::null());
+        self.stockade.spawn(command).wait(2 * CALL)
+    }
+
     /// Makes a call and waits for its end, two minutes ([scaled](wait::scaled)) at most.
     ///
     /// # Panics

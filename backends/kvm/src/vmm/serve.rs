@@ -13,11 +13,15 @@ use super::{VmmError, host};
 use crate::control::{self, Added, Answer, Counters, Event, ExitReason, FromVmm, Request, Sized, ToVmm, bounded};
 use crate::jail::Jail;
 use crate::machine::{MachineError, MachineEvent};
+use crate::sys;
 
 /// What is waited for; the tokens of epoll.
 const CONTROL: u64 = 0;
 const EVENTS: u64 = 1;
 const SIGNALS: u64 = 2;
+
+/// After so long without a request the guest is taken to have started, in milliseconds.
+const SETTLED_AFTER: i32 = 10_000;
 
 /// Serves until the end, and says what it was.
 pub(super) fn serve(
@@ -33,9 +37,16 @@ pub(super) fn serve(
             .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
             .map_err(host("watch a descriptor"))?;
     }
+    let mut wait_for = SETTLED_AFTER;
     loop {
         let mut ready = [EpollEvent::default(); 3];
-        let count = match epoll.wait(-1, &mut ready) {
+        let count = match epoll.wait(wait_for, &mut ready) {
+            Ok(0) => {
+                // Neither will be run again what served the guest's boot.
+                sys::unmap_start_up_code();
+                wait_for = -1;
+                continue;
+            }
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(host("wait for requests")(error)),

@@ -11,6 +11,7 @@ pub mod events;
 pub mod hooks;
 pub mod hypervisor;
 pub mod ids;
+pub mod metrics;
 pub mod network;
 pub mod oci;
 pub mod pipeline;

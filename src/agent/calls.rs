@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use std::time::Duration;
 use stockade_agent_protocol::agent::{
     AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GetOOMEventRequest, KernelModule, PauseContainerRequest, ReadStreamRequest,
+    ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, KernelModule, PauseContainerRequest, ReadStreamRequest,
     RemoveContainerRequest, ResumeContainerRequest, SetGuestDateTimeRequest, SignalProcessRequest,
     StartContainerRequest, StatsContainerRequest, StatsContainerResponse, Storage, TtyWinResizeRequest,
     UpdateContainerRequest, UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
@@ -302,6 +302,15 @@ impl AgentClient {
         request.row = rows;
         request.column = columns;
         self.agent.tty_win_resize(self.soon(), &request).await.map(drop).map_err(failed("resize the terminal"))
+    }
+
+    /// What the guest says of itself, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unimplemented`] from an agent that has no figures.
+    pub async fn metrics(&self) -> Result<String, OpError> {
+        let answer = self.agent.get_metrics(self.soon(), &GetMetricsRequest::new()).await;
+        answer.map(|answer| answer.metrics).map_err(failed("read the guest's figures"))
     }
 
     /// The processes of a container.

@@ -22,8 +22,8 @@ mod options;
 pub use options::{OptionsError, TaskOptions};
 
 pub use generated::stockade::{
-    ContainerStatsRequest, ContainerStatsResponse, CreateOptions, InspectRequest, InspectResponse, Process,
-    ProcessesRequest, ProcessesResponse,
+    ContainerStatsRequest, ContainerStatsResponse, CreateOptions, InspectRequest, InspectResponse, MetricsRequest,
+    MetricsResponse, Process, ProcessesRequest, ProcessesResponse,
 };
 pub use generated::stockade_ttrpc::{Supervisor, SupervisorClient, create_supervisor};
 

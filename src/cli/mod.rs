@@ -29,6 +29,7 @@ mod inspect;
 mod kill;
 mod list;
 mod man;
+mod metrics;
 mod pause;
 mod pid_file;
 mod process;
@@ -91,6 +92,7 @@ enum Verb {
     Env(env::Arguments),
     Config(config::Arguments),
     Inspect(inspect::Arguments),
+    Metrics(metrics::Arguments),
     Gc(gc::Arguments),
     Guest(guest::Arguments),
     Completions(completions::Arguments),
@@ -121,6 +123,7 @@ impl Verb {
             Self::Env(arguments) => arguments.run(context),
             Self::Config(arguments) => arguments.run(context),
             Self::Inspect(arguments) => arguments.run(context),
+            Self::Metrics(arguments) => arguments.run(context),
             Self::Gc(arguments) => arguments.run(context),
             Self::Guest(arguments) => arguments.run(context),
             Self::Completions(arguments) => arguments.run(),

@@ -171,9 +171,10 @@ fn serve(
             calls: watch::Sender::new(0),
             dismissed: watch::Sender::new(false),
         };
+        let v1 = V1Service { sandbox_id: startup.sandbox.clone(), sandbox };
         // The command line knows a supervisor's end by the process's; containerd wants to be asked.
         let farewell = startup.containerd.as_ref().map(|_| FAREWELL);
-        if let Err(error) = serve_until_gone(listener, task, V1Service { sandbox }, state, farewell).await {
+        if let Err(error) = serve_until_gone(listener, task, v1, state, farewell).await {
             tracing::error!(error = error.one_line(), "cannot serve");
         }
         events.flush(LAST_EVENTS).await;

@@ -4,10 +4,11 @@ use super::status::to_ttrpc;
 use crate::actors::container::{Processes, Stats};
 use crate::actors::sandbox::{FindContainer, Inspect, SandboxHandle};
 use crate::api::{
-    ContainerStatsRequest, ContainerStatsResponse, InspectRequest, InspectResponse, Process, ProcessesRequest,
-    ProcessesResponse, Supervisor,
+    ContainerStatsRequest, ContainerStatsResponse, InspectRequest, InspectResponse, MetricsRequest, MetricsResponse,
+    Process, ProcessesRequest, ProcessesResponse, Supervisor,
 };
 use crate::error::OpError;
+use crate::ids::SandboxId;
 use serde_json::{Value, json};
 use stockade_agent_protocol::agent::StatsContainerResponse;
 use ttrpc::asynchronous::TtrpcContext;
@@ -15,6 +16,7 @@ use ttrpc::asynchronous::TtrpcContext;
 /// Translates `stockade.v1` to messages.
 #[derive(Debug, Clone)]
 pub(super) struct V1Service {
+    pub(super) sandbox_id: SandboxId,
     pub(super) sandbox: SandboxHandle,
 }
 
@@ -24,6 +26,12 @@ impl Supervisor for V1Service {
         let document = self.sandbox.inspect.ask(Inspect {}).await.map_err(to_ttrpc)?;
         let mut response = InspectResponse::new();
         response.json = document.to_string();
+        Ok(response)
+    }
+
+    async fn metrics(&self, _: &TtrpcContext, _: MetricsRequest) -> ttrpc::Result<MetricsResponse> {
+        let mut response = MetricsResponse::new();
+        response.text = crate::metrics::sandbox(&self.sandbox_id, &self.sandbox).await.text();
         Ok(response)
     }
 

@@ -238,3 +238,23 @@ fn processes_end_with_their_container() {
         assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
     });
 }
+
+#[test]
+fn a_sandboxs_figures_are_its_own_and_those_of_one_that_does_not_answer_are_left_out() {
+    run(async |root| {
+        let sandbox = running(&root).await;
+        let id = sandbox.id.parse().unwrap();
+        let text = stockade::metrics::sandbox(&id, &sandbox.handle).await.text();
+        let has = |text: &str, name: &str| text.contains(&format!("{name}{{sandbox=\"{}\"", sandbox.id));
+        for name in ["stockade_sandbox_up", "stockade_supervisor_resident_bytes", "stockade_messages_total"] {
+            assert!(has(&text, name), "{name}: {text}");
+        }
+        assert!(has(&text, "stockade_vmm_vcpus") && !has(&text, "stockade_guest_memory_bytes"), "{text}");
+        sandbox.backends.control().crash(ExitCause::GuestPanic);
+        sandbox.reaches(SandboxState::Down).await;
+        let text = stockade::metrics::sandbox(&id, &sandbox.handle).await.text();
+        assert!(has(&text, "stockade_sandbox_up") && !has(&text, "stockade_vmm_vcpus"), "{text}");
+        sandbox.delete(&sandbox.id).await.unwrap();
+        sandbox.leaves_nothing("figures").await;
+    });
+}

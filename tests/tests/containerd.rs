@@ -51,6 +51,14 @@ fn a_detached_container_lives_through_every_call_of_the_task_service() {
     let (limit, used) = memory(&metrics);
     assert_eq!(limit, 64 << 20, "{metrics}");
     assert!(used > 0 && used < limit, "{metrics}");
+    let figures = containerd.stockade().call(["metrics"]).ok().text();
+    for wanted in [
+        format!("stockade_container_memory_limit_bytes{{sandbox=\"{id}\",container=\"{id}\"}} {}\n", 64 << 20),
+        format!("stockade_guest_memory_bytes{{sandbox=\"{id}\",item=\"MemTotal\"}} "),
+        format!("stockade_vmm_resident_bytes{{sandbox=\"{id}\"}} "),
+    ] {
+        assert!(figures.contains(&wanted), "no {wanted} in {figures}");
+    }
     let listed = containerd.ctr(["task", "ps", &id]).ok().text();
     assert!(listed.contains(&pid.to_string()), "{listed}");
 

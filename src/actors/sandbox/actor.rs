@@ -2,8 +2,8 @@
 
 use super::SandboxHandle;
 use super::messages::{
-    AgentLost, CreateContainer, CreateSandbox, DeleteContainer, FindContainer, Inspect, OutOfMemory, PauseSandbox,
-    ResizeSandbox, ResumeSandbox, SandboxStats, StopSandbox, VmExited,
+    AgentLost, Containers, CreateContainer, CreateSandbox, DeleteContainer, FindContainer, GuestMetrics, Inspect,
+    OutOfMemory, PauseSandbox, ResizeSandbox, ResumeSandbox, SandboxStats, StopSandbox, VmExited,
 };
 use super::state::{Request as Asked, SandboxState, allowed};
 use crate::actors::container::{
@@ -479,6 +479,27 @@ impl Handler<Envelope<SandboxStats>> for SandboxActor {
         self.machine_call::<SandboxStats, _>(message.span, Asked::Machine, |hypervisor| async move {
             Ok(hypervisor.metrics().await?)
         })
+    }
+}
+
+impl Handler<Envelope<Containers>> for SandboxActor {
+    type Result = Pending<Self, Containers>;
+
+    fn handle(&mut self, _: Envelope<Containers>, _: &mut Context<Self>) -> Self::Result {
+        now::<_, Containers>(Ok(self.children.keys().cloned().collect()))
+    }
+}
+
+impl Handler<Envelope<GuestMetrics>> for SandboxActor {
+    type Result = Pending<Self, GuestMetrics>;
+
+    fn handle(&mut self, message: Envelope<GuestMetrics>, _: &mut Context<Self>) -> Self::Result {
+        let gone = || OpError::new(ErrorKind::FailedPrecondition, "the sandbox has no guest");
+        let ready = allowed(self.state(), Asked::Machine);
+        match ready.and_then(|()| self.made.as_ref().map(|made| made.guest.agent.clone()).ok_or_else(gone)) {
+            Ok(agent) => spawned::<_, GuestMetrics, _>(message.span, async move { agent.metrics().await }),
+            Err(error) => now::<_, GuestMetrics>(Err(error)),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::SandboxActor;
 use super::messages::{
-    CreateContainer, CreateSandbox, DeleteContainer, FindContainer, Inspect, PauseSandbox, ResizeSandbox,
-    ResumeSandbox, SandboxStats, StopSandbox,
+    Containers, CreateContainer, CreateSandbox, DeleteContainer, FindContainer, GuestMetrics, Inspect, PauseSandbox,
+    ResizeSandbox, ResumeSandbox, SandboxStats, StopSandbox,
 };
 use crate::actors::runtime::Ask;
 
@@ -28,6 +28,10 @@ pub struct SandboxHandle {
     pub resize: Ask<ResizeSandbox>,
     /// [`SandboxStats`]
     pub stats: Ask<SandboxStats>,
+    /// [`Containers`]
+    pub containers: Ask<Containers>,
+    /// [`GuestMetrics`]
+    pub guest_metrics: Ask<GuestMetrics>,
     /// [`Inspect`]
     pub inspect: Ask<Inspect>,
 }
@@ -44,6 +48,8 @@ impl SandboxHandle {
             resume: Ask::actor(address.clone()),
             resize: Ask::actor(address.clone()),
             stats: Ask::actor(address.clone()),
+            containers: Ask::actor(address.clone()),
+            guest_metrics: Ask::actor(address.clone()),
             inspect: Ask::actor(address.clone()),
         }
     }

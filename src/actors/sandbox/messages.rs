@@ -71,6 +71,14 @@ request! {
     SandboxStats {} -> VmMetrics
 }
 request! {
+    /// Which containers there are.
+    Containers {} -> Vec<ContainerId>
+}
+request! {
+    /// What the guest says of itself, in Prometheus' text format: not to be believed.
+    GuestMetrics {} -> String
+}
+request! {
     /// Event: the machine has ended.
     VmExited {
         /// How.

@@ -17,7 +17,7 @@ mod state;
 pub use actor::{SandboxActor, SandboxSetup};
 pub use handle::SandboxHandle;
 pub use messages::{
-    AgentLost, CreateContainer, CreateSandbox, DeleteContainer, FindContainer, Inspect, OutOfMemory, PauseSandbox,
-    ResizeSandbox, ResumeSandbox, SandboxStats, StopSandbox, VmExited,
+    AgentLost, Containers, CreateContainer, CreateSandbox, DeleteContainer, FindContainer, GuestMetrics, Inspect,
+    OutOfMemory, PauseSandbox, ResizeSandbox, ResumeSandbox, SandboxStats, StopSandbox, VmExited,
 };
 pub use state::{Request, SandboxState, allowed};

@@ -3,7 +3,11 @@
 use super::{ContainerRecord, SandboxRecord, StateError, Store, UndoRecord};
 use crate::ids::{ContainerId, SandboxId};
 use crate::oci::Status;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// What a sandbox's supervisor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +55,18 @@ pub struct Leftover {
 /// Undoes everything that a dead sandbox's journal holds, newest first, then removes its containers' records and its
 /// directory. Goes on after an error; what could not be undone stays in the journal and is returned.
 ///
+/// Several may ask for the same at once, as containerd does for each container of a pod whose supervisor has died: one of
+/// them does it, and the others wait until it is done.
+///
 /// # Errors
 /// The journal cannot be read.
 pub fn clean_up(store: &Store, id: &SandboxId) -> Result<Vec<Leftover>, StateError> {
+    let directory = store.sandbox_dir(id);
+    let held = match hold(&directory) {
+        Ok(Held::Gone) => return Ok(Vec::new()),
+        Ok(held) => held,
+        Err(source) => return Err(StateError::Io { action: "lock", path: directory, source }),
+    };
     let mut journal = store.journal(id)?;
     let mut leftovers = Vec::new();
     for entry in journal.entries().to_vec().iter().rev() {
@@ -80,7 +93,30 @@ pub fn clean_up(store: &Store, id: &SandboxId) -> Result<Vec<Leftover>, StateErr
             leftovers.push(Leftover { what: directory.describe(), source });
         }
     }
+    drop(held);
     Ok(leftovers)
+}
+
+/// What became of the wish to be the only one to clean up a directory.
+enum Held {
+    /// Granted, until it is dropped.
+    Lock(#[expect(dead_code, reason = "its end is what counts")] Flock<File>),
+    /// There was no directory in the first place, so only records can be left.
+    Nothing,
+    /// Somebody else has removed it meanwhile.
+    Gone,
+}
+
+fn hold(directory: &Path) -> io::Result<Held> {
+    let file = match File::open(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Held::Nothing),
+        opened => opened?,
+    };
+    let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| io::Error::from(error))?;
+    // The name may lead to a new sandbox by now.
+    let (ours, named) = (lock.metadata()?, std::fs::metadata(directory));
+    let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
+    Ok(if same { Held::Lock(lock) } else { Held::Gone })
 }
 
 /// The containers whose record names the sandbox. Records that cannot be read are passed over.
@@ -166,6 +202,31 @@ mod tests {
         assert!(leftovers.is_empty(), "{leftovers:?}");
         assert_eq!(removed, ["sandbox dead"]);
         assert!(!outer.exists() && !store.sandbox_dir(&id).exists() && !root_link(&store).is_symlink());
+    }
+
+    #[test]
+    fn of_several_who_clean_up_at_once_one_does_it_and_none_fails() {
+        for _ in 0..20 {
+            let root = tempfile::tempdir().unwrap();
+            let store = Store::new(root.path());
+            let id = dead_sandbox(&store);
+            let tree = root.path().join("tree");
+            for number in 0..50 {
+                std::fs::create_dir_all(tree.join(format!("{number}/x"))).unwrap();
+            }
+            store.journal(&id).unwrap().append(UndoRecord::RemoveTree { path: tree.clone() }).unwrap();
+            let cleaners: Vec<_> = (0..4)
+                .map(|_| {
+                    let (store, id) = (store.clone(), id.clone());
+                    std::thread::spawn(move || clean_up(&store, &id))
+                })
+                .collect();
+            for cleaner in cleaners {
+                let left = cleaner.join().unwrap().unwrap();
+                assert!(left.is_empty(), "{left:?}");
+            }
+            assert!(!tree.exists() && !store.sandbox_dir(&id).exists());
+        }
     }
 
     #[test]

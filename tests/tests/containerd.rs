@@ -122,7 +122,11 @@ fn a_terminal_is_one_inside_and_outside() {
     let containerd = Containerd::new();
     let before = containerd.host();
     let id = containerd.stockade().id("tty");
-    let run = containerd.ctr_cmd(containerd.run_args(&id, &["--rm", "--tty"], "tty; stty size; exit 5"));
+    let run = containerd.ctr_cmd(containerd.run_args(
+        &id,
+        &["--rm", "--tty"],
+        "tty; until stty size 2>/dev/null; do sleep 0.1; done; exit 5",
+    ));
     // script(1) gives ctr a terminal, and passes its status on.
     let words: Vec<String> = std::iter::once(run.get_program())
         .chain(run.get_args())
@@ -340,6 +344,32 @@ fn a_pods_containers_share_a_machine_its_volumes_and_its_end() {
     for id in [&pod, &apps[0], &apps[1]] {
         let _ = containerd.ctr(["container", "delete", id]).ok();
     }
+    containerd.assert_host(&before);
+}
+
+#[test]
+fn a_pods_supervisor_that_is_killed_is_an_exit_of_each_container_and_leaves_nothing() {
+    let containerd = Containerd::new();
+    let before = containerd.host();
+    let events = containerd.start_ctr(["events"]);
+    let (pod, app) = (containerd.stockade().id("pod"), containerd.stockade().id("app"));
+    let of_pod = format!("io.kubernetes.cri.sandbox-id={pod}");
+    for (id, kind) in [(&pod, "sandbox"), (&app, "container")] {
+        let kind = format!("io.kubernetes.cri.container-type={kind}");
+        containerd.launch(id, &["--annotation", &kind, "--annotation", &of_pod], IDLE);
+    }
+    let pid = containerd.task(&app).expect("a task").0;
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    for id in [&pod, &app] {
+        let told = || {
+            let text = events.text();
+            text.lines().any(|line| line.contains("/tasks/exit") && line.contains(id) && line.contains(":137"))
+        };
+        assert!(wait::until(SOON, told), "{id}: {}", events.text());
+        assert!(wait::until(SOON, || containerd.task(id).is_none()), "{:?}", containerd.task(id));
+        let _ = containerd.ctr(["container", "delete", id]).ok();
+    }
+    drop(events);
     containerd.assert_host(&before);
 }
 

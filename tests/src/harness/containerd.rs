@@ -25,7 +25,7 @@ const CRI_NAMESPACE: &str = "k8s.io";
 /// What the CRI plugin's runtime handler is called.
 pub const HANDLER: &str = "stockade";
 /// By this name containerd finds `containerd-shim-stockade-v2` on its PATH.
-const RUNTIME: &str = "io.containerd.stockade.v2";
+pub const RUNTIME: &str = "io.containerd.stockade.v2";
 
 /// A containerd, and a [`Stockade`] whose configuration its shims use. Dropped, it ends, and what it left with it.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Containerd {
         let plugins = containerd.ctr(["plugins", "ls"]).ok().text();
         let overlay = plugins.lines().find(|line| line.contains("overlayfs")).unwrap_or_default();
         // The CRI plugin's is in its configuration, which is written before anything can be asked.
-        if overlay.trim_end().ends_with("ok") && namespace != CRI_NAMESPACE {
+        if overlay.trim_end().ends_with("ok") && namespace != CRI_NAMESPACE && overlay_mounts(&folder) {
             containerd.snapshotter = "overlayfs";
         }
         for (name, command) in [(image::NAME, &["sh"][..]), (image::PAUSE, &["sleep", "2147483647"])] {
@@ -196,7 +196,19 @@ impl Containerd {
     /// The words of `ctr run` of a line of shell in the container `id`; `options` are of `run`.
     #[must_use]
     pub fn run_args<'a>(&self, id: &'a str, options: &[&'a str], script: &'a str) -> Vec<&'a str> {
-        let mut words = vec!["run", "--runtime", RUNTIME, "--snapshotter", self.snapshotter];
+        self.run_args_with(RUNTIME, id, options, script)
+    }
+
+    /// [`Self::run_args`], with another runtime than Stockade.
+    #[must_use]
+    pub fn run_args_with<'a>(
+        &self,
+        runtime: &'a str,
+        id: &'a str,
+        options: &[&'a str],
+        script: &'a str,
+    ) -> Vec<&'a str> {
+        let mut words = vec!["run", "--runtime", runtime, "--snapshotter", self.snapshotter];
         words.extend(options);
         words.extend([image::NAME, id, "sh", "-c", script]);
         words
@@ -327,6 +339,18 @@ impl Drop for Containerd {
         self.stop();
         unmount_below(&self.folder());
     }
+}
+
+/// Whether an overlay can be mounted here, which cannot be told otherwise: not where the folder is on one itself.
+fn overlay_mounts(folder: &Path) -> bool {
+    let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| folder.join("probe").join(name));
+    if [&lower, &upper, &work, &merged].iter().any(|path| fs::create_dir_all(path).is_err()) {
+        return false;
+    }
+    let data = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let flags = nix::mount::MsFlags::empty();
+    let mounted = nix::mount::mount(Some("overlay"), &merged, Some("overlay"), flags, Some(data.as_str())).is_ok();
+    mounted && nix::mount::umount2(&merged, nix::mount::MntFlags::MNT_DETACH).is_ok()
 }
 
 /// containerd mounts images that it unpacks; one that was killed leaves them.

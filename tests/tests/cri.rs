@@ -11,7 +11,7 @@ use stockade_tests::harness::cri::messages::{
     NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest,
     UpdateContainerResourcesRequest,
 };
-use stockade_tests::harness::{Containerd, HANDLER, Tmpfs, image, unique_id, wait};
+use stockade_tests::harness::{Containerd, HANDLER, HANDLER_WITHOUT_CONFIGURATION, Tmpfs, image, unique_id, wait};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Writes a line now and then, and ends with 42 when it is asked to.
@@ -172,9 +172,11 @@ fn a_pod_that_cannot_be_had_says_why_and_leaves_nothing() {
     let cri = containerd.cri();
     let logs = containerd.stockade().folder().join("logs");
     let forbidden = [("io.katacontainers.config.hypervisor.default_memory", "4096")];
-    for (annotations, network, wanted) in [
-        (&forbidden[..], NamespaceMode::POD, "enable_annotations"),
-        (&[], NamespaceMode::NODE, "host networking is not supported"),
+    for (handler, annotations, network, wanted) in [
+        (HANDLER, &forbidden[..], NamespaceMode::POD, "enable_annotations"),
+        (HANDLER, &[], NamespaceMode::NODE, "host networking is not supported"),
+        // A runtime class's own configuration is read, and no other in its place.
+        (HANDLER_WITHOUT_CONFIGURATION, &[], NamespaceMode::POD, "/no/such/stockade.toml"),
     ] {
         let name = containerd.stockade().id("refused");
         let mut pod = pod(&name, &logs, annotations);
@@ -182,7 +184,7 @@ fn a_pod_that_cannot_be_had_says_why_and_leaves_nothing() {
         pod.linux.mut_or_insert_default().security_context.mut_or_insert_default().namespace_options =
             Some(options).into();
         let request =
-            RunPodSandboxRequest { config: Some(pod).into(), runtime_handler: HANDLER.into(), ..Default::default() };
+            RunPodSandboxRequest { config: Some(pod).into(), runtime_handler: handler.into(), ..Default::default() };
         let error = cri.run_pod(request).unwrap_err();
         assert!(error.message().contains(wanted), "{error:?}");
         containerd.assert_host(&before);

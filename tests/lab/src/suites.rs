@@ -53,6 +53,12 @@ pub const SUITES: &[Suite] = &[
     },
     Suite { target: Some("life_cycle"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { target: Some("oci_resources"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
+    // The one that makes every call; all of the program's take half an hour in lab hosts.
+    Suite {
+        target: Some("containerd"),
+        prefix: "a_detached_container",
+        ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests")
+    },
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
     Suite { always: false, ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },

@@ -24,6 +24,8 @@ const NAMESPACE: &str = "stockade-tests";
 const CRI_NAMESPACE: &str = "k8s.io";
 /// What the CRI plugin's runtime handler is called.
 pub const HANDLER: &str = "stockade";
+/// A further one, whose configuration file does not exist.
+pub const HANDLER_WITHOUT_CONFIGURATION: &str = "stockade-missing";
 /// By this name containerd finds `containerd-shim-stockade-v2` on its PATH.
 pub const RUNTIME: &str = "io.containerd.stockade.v2";
 
@@ -378,6 +380,10 @@ default_runtime_name = "{HANDLER}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER}]
 runtime_type = "{RUNTIME}"
 pod_annotations = ["io.katacontainers.config.*"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER_WITHOUT_CONFIGURATION}]
+runtime_type = "{RUNTIME}"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER_WITHOUT_CONFIGURATION}.options]
+ConfigPath = "/no/such/stockade.toml"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{folder}/cni"
 conf_dir = "{folder}/cni"

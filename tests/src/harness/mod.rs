@@ -17,7 +17,7 @@ pub mod wait;
 
 pub use backend::Backend;
 pub use bundle::{Bundle, BundleBuilder};
-pub use containerd::{Containerd, HANDLER, RUNTIME};
+pub use containerd::{Containerd, HANDLER, HANDLER_WITHOUT_CONFIGURATION, RUNTIME};
 pub use cri::Cri;
 pub use host_state::{HostState, processes_of};
 pub use id::unique_id;

@@ -124,6 +124,11 @@ impl Sandbox {
         change(&mut locked(&self.surroundings));
     }
 
+    /// The directory of the guest image's own hooks.
+    pub(crate) fn guest_hooks(&self) -> Option<PathBuf> {
+        locked(&self.surroundings).guest_hooks.clone()
+    }
+
     /// Makes the pid namespace that the pod's containers share, once.
     pub(crate) async fn share_pid_namespace(&self) -> io::Result<()> {
         if locked(&self.pid_namespace).is_some() {

@@ -62,15 +62,13 @@ impl fmt::Display for Origin {
 }
 
 /// Names of options that this version does not act on; docs/configuration.md lists them too.
-const WITHOUT_EFFECT: [&str; 18] = [
+const WITHOUT_EFFECT: [&str; 16] = [
     "block_device_driver",
-    "default_hook_timeout",
     "disable_block_device_use",
     "disable_vhost_net",
     "enable_template",
     "entropy_source",
     "experimental",
-    "internetworking_model",
     "memory_slots",
     "overhead_memory",
     "overhead_vcpus",

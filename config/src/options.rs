@@ -407,6 +407,12 @@ pub struct MachineOptions {
     pub disable_block_device_use: bool,
     /// Serve network queues in the monitor, without the host kernel's vhost-net.
     pub disable_vhost_net: bool,
+    /// Queue pairs of each network interface.
+    pub network_queues: u16,
+    /// What a network interface may receive, in bits a second; 0: without limit.
+    pub rx_rate_limiter_max_rate: u64,
+    /// What a network interface may send, in bits a second; 0: without limit.
+    pub tx_rate_limiter_max_rate: u64,
     /// The host file that feeds the guest's virtio-rng.
     pub entropy_source: PathBuf,
     /// Globs that an annotation's `entropy_source` must match.
@@ -456,6 +462,9 @@ impl Default for MachineOptions {
             virtio_fs_queue_size: 1024,
             disable_block_device_use: false,
             disable_vhost_net: false,
+            network_queues: 1,
+            rx_rate_limiter_max_rate: 0,
+            tx_rate_limiter_max_rate: 0,
             entropy_source: "/dev/urandom".into(),
             valid_entropy_sources: vec!["/dev/urandom".into(), "/dev/random".into(), "/dev/hwrng".into()],
             guest_hook_path: None,

@@ -142,6 +142,8 @@ const fn path(may_be_empty: bool, globs: &'static str) -> Kind {
 
 /// The most memory that a machine may have: 4 TiB.
 const MOST_MEMORY: i64 = 4 << 20;
+/// The fastest rate limit of a network interface: a terabit a second.
+const MOST_RATE: i64 = 1_000_000_000_000;
 /// A day: longer than any of these waits makes sense, and far from overflowing anything.
 const DAY: i64 = 86_400;
 
@@ -208,6 +210,13 @@ const MACHINE: &[OptionSpec] = &[
     OptionSpec::new("virtio_fs_queue_size", Kind::PowerOfTwo { min: 16, max: 1024 }),
     OptionSpec::new("disable_block_device_use", Kind::Flag).by("hypervisor.disable_block_device_use"),
     OptionSpec::new("disable_vhost_net", Kind::Flag).by("hypervisor.disable_vhost_net"),
+    OptionSpec::new("network_queues", Kind::Number { min: 1, max: 256 }),
+    OptionSpec::new("rx_rate_limiter_max_rate", Kind::Number { min: 0, max: MOST_RATE })
+        .unit("bits a second")
+        .by("hypervisor.rx_rate_limiter_max_rate"),
+    OptionSpec::new("tx_rate_limiter_max_rate", Kind::Number { min: 0, max: MOST_RATE })
+        .unit("bits a second")
+        .by("hypervisor.tx_rate_limiter_max_rate"),
     OptionSpec::new("entropy_source", path(false, "valid_entropy_sources")).by("hypervisor.entropy_source"),
     OptionSpec::new("valid_entropy_sources", Kind::List(Items::Globs)),
     OptionSpec::new("guest_hook_path", Kind::Path(PathRule { may_be_empty: true, may_be_name: false, globs: None }))

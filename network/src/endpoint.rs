@@ -33,6 +33,25 @@ pub struct Endpoint {
     pub addresses: Vec<Address>,
 }
 
+impl Endpoint {
+    /// A link as an endpoint, whatever [`Role`] it has; `None` when it has no MAC address.
+    pub(crate) fn of(link: &Link) -> Option<Self> {
+        link.mac.map(|mac| Self::with_mac(link, mac))
+    }
+
+    fn with_mac(link: &Link, mac: Mac) -> Self {
+        Self {
+            id: EndpointId { index: link.index, mac },
+            name: link.name.clone(),
+            kind: link.kind.clone(),
+            mtu: link.mtu,
+            up: link.up,
+            no_arp: link.no_arp,
+            addresses: link.addresses.clone(),
+        }
+    }
+}
+
 /// What a link is to the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
@@ -70,6 +89,16 @@ pub enum EndpointError {
     Mac {
         /// The link's name.
         name: String,
+    },
+    /// What it would receive goes to the guest by the link below it, which was connected when this one was not there.
+    #[error(
+        "the interface {name:?} came on top of {lower:?}, which is connected to the virtual machine already; add it before the sandbox is created"
+    )]
+    OnConnected {
+        /// The link's name.
+        name: String,
+        /// The name of the link below it.
+        lower: String,
     },
     /// What it receives would no longer reach the link on it.
     #[error(
@@ -134,15 +163,7 @@ fn role(scan: &Scan, link: &Link) -> Role {
         }
         return Role::Refused(EndpointError::Shared { name: name(), kind, upper: upper.name.clone() });
     }
-    Role::Endpoint(Endpoint {
-        id: EndpointId { index: link.index, mac },
-        name: name(),
-        kind: link.kind.clone(),
-        mtu: link.mtu,
-        up: link.up,
-        no_arp: link.no_arp,
-        addresses: link.addresses.clone(),
-    })
+    Role::Endpoint(Endpoint::with_mac(link, mac))
 }
 
 fn says_something(address: &Address) -> bool {

@@ -17,6 +17,16 @@ const ADDRESS_WITHOUT_ROUTE: u32 = 0x200;
 /// `NUD_PERMANENT`: someone set it, and it stays.
 const NEIGHBOUR_PERMANENT: u16 = 0x80;
 
+/// An address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestAddress {
+    /// The address and its network.
+    pub prefix: Prefix,
+    /// The guest's kernel must not make the route to that network by itself (`IFA_F_NOPREFIXROUTE`): the namespace has
+    /// none, or another one, which is told.
+    pub without_route: bool,
+}
+
 /// An interface of the guest, found by its MAC address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestInterface {
@@ -27,7 +37,7 @@ pub struct GuestInterface {
     /// In bytes.
     pub mtu: u32,
     /// In the namespace's order: the first IPv4 address of a network is the one that packets leave with.
-    pub addresses: Vec<Prefix>,
+    pub addresses: Vec<GuestAddress>,
     /// It resolves no neighbours (`IFF_NOARP`).
     pub no_arp: bool,
 }
@@ -135,7 +145,7 @@ impl GuestNetwork {
     pub fn new(scan: &Scan, endpoints: &[Endpoint]) -> Self {
         let mut network = Self::default();
         for endpoint in endpoints {
-            network.add_interface(endpoint);
+            network.add_interface(scan, endpoint);
         }
         network.add_routes(scan, endpoints);
         let custom = scan.rules.iter().filter(|rule| !rule.built_in);
@@ -158,14 +168,15 @@ impl GuestNetwork {
         network
     }
 
-    fn add_interface(&mut self, endpoint: &Endpoint) {
+    fn add_interface(&mut self, scan: &Scan, endpoint: &Endpoint) {
         let mut addresses = Vec::new();
         for address in &endpoint.addresses {
             if address.flags & ADDRESS_IN_CONFLICT != 0 {
                 let conflict = NotCarried::Conflict { address: address.local, name: endpoint.name.clone() };
                 self.not_carried.push(conflict);
             } else if !address.local.address.is_loopback() {
-                addresses.push(address.local);
+                let without_route = !has_own_route(scan, endpoint, address.local);
+                addresses.push(GuestAddress { prefix: address.local, without_route });
             }
         }
         self.interfaces.push(GuestInterface {
@@ -223,6 +234,16 @@ impl GuestNetwork {
         self.not_carried.extend(tables.into_iter().map(|(table, count)| NotCarried::Table { table, count }));
         self.routes.sort_by_key(|route| route.gateway.is_some());
     }
+}
+
+/// Whether the namespace has the route that a kernel makes by itself for an address, just so.
+fn has_own_route(scan: &Scan, endpoint: &Endpoint, address: Prefix) -> bool {
+    let one = std::slice::from_ref(endpoint);
+    // For an address that stands alone IPv4 needs none.
+    let alone = address.address.is_ipv4() && address.length == 32;
+    let own = |route: &Route| route.destination == Some(address.network()) && made_by_the_guest(route, one);
+    // A link that is down has none, and the guest's is up.
+    alone || !endpoint.up || scan.routes.iter().any(|route| route.table == MAIN_TABLE && own(route))
 }
 
 fn guest_route(route: &Route, hop: &NextHop, endpoint: &Endpoint, metric: u32) -> GuestRoute {

@@ -23,7 +23,7 @@ mod watch;
 
 pub use attach::{AttachOptions, Attachment, Mark, Model, Plan, PlanError, Undo, UndoAction, plan};
 pub use endpoint::{Endpoint, EndpointError, EndpointId, Role, endpoints, roles};
-pub use guest::{GuestInterface, GuestNeighbour, GuestNetwork, GuestRoute, NotCarried};
+pub use guest::{GuestAddress, GuestInterface, GuestNeighbour, GuestNetwork, GuestRoute, NotCarried};
 pub use netlink::NetlinkError;
 pub use netns::{NamespaceId, NetnsError, NetworkNamespace, ensure_loopback, run_in, run_in_async};
 pub use rescan::{Change, diff};
@@ -125,14 +125,14 @@ impl Network {
         })?
     }
 
-    /// Begins to watch for changes. Must be called within a tokio runtime.
+    /// Begins to watch for changes. Blocks for some ten microseconds; must be called within a tokio runtime.
     ///
     /// # Errors
     /// The namespace cannot be entered, or no socket can be had.
-    pub async fn watch(&self) -> Result<Watch, NetworkError> {
+    pub fn watch(&self) -> Result<Watch, NetworkError> {
         let failed =
             |source| StepError { step: "watch the namespace".to_owned(), source: NetlinkError::Socket(source) };
-        let socket = run_in_async(Arc::clone(&self.settings.netns), Watch::socket).await.map_err(NetworkError::from)?;
+        let socket = run_in(self.settings.netns.as_fd(), Watch::socket)?;
         Ok(Watch::new(socket.map_err(failed)?).map_err(failed)?)
     }
 }

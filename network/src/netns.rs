@@ -111,12 +111,41 @@ impl NetworkNamespace {
     /// No right to, no thread, or no more namespaces.
     pub fn create() -> Result<Self, NetnsError> {
         let descriptor = on_a_thread(|| {
-            let failed = |step| move |source: io::Error| NetnsError::Create { step, source };
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed("unshare")(errno.into()))?;
-            sys::loopback_up().map_err(failed("bring lo up"))?;
-            File::open("/proc/thread-self/ns/net").map_err(failed("open it"))
+            Self::enter_new()?;
+            let open = File::open("/proc/thread-self/ns/net");
+            open.map_err(|source| NetnsError::Create { step: "open it", source })
         })??;
         Ok(Self { descriptor: Arc::new(descriptor.into()), created: true })
+    }
+
+    /// Puts the calling thread into a new one, with `lo` up: for a process whose namespace shall be a sandbox's.
+    ///
+    /// # Errors
+    /// As [`NetworkNamespace::create`]; after one the thread may be in a namespace whose `lo` is down.
+    pub fn enter_new() -> Result<(), NetnsError> {
+        let failed = |step| move |source: io::Error| NetnsError::Create { step, source };
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed("unshare")(errno.into()))?;
+        sys::loopback_up().map_err(failed("bring lo up"))
+    }
+
+    /// Puts the calling thread into this one.
+    ///
+    /// # Errors
+    /// No right to.
+    pub fn enter(&self) -> Result<(), NetnsError> {
+        enter(self.descriptor.as_fd())
+    }
+
+    /// That of the process `pid`, which has made it for the sandbox; `None` when it is in the host's.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn made_by(pid: i32) -> Result<Option<Self>, NetnsError> {
+        match Self::join(Path::new(&format!("/proc/{pid}/ns/net"))) {
+            Ok(joined) => Ok(Some(Self { created: true, ..joined })),
+            Err(NetnsError::HostNetworking { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens the one at `path` and leaves it as it is.

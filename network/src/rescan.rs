@@ -1,62 +1,59 @@
-//! What is different between two scans: pure, and nothing when nothing is.
+//! What is different between the guest's endpoints and a later scan: pure, and nothing when nothing is.
 
-use crate::endpoint::{Endpoint, EndpointError, Role, roles};
-use crate::guest::GuestNetwork;
-use crate::scan::Scan;
+use crate::endpoint::{Endpoint, EndpointError, EndpointId, Role, roles};
+use crate::scan::{LinkKind, Mac, Scan};
 
-/// What must be done for a guest that was set up from one scan to be as another says.
+/// What must be done for a guest whose endpoints are some, to have those that a scan shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// To be connected.
     pub added: Vec<Endpoint>,
-    /// To be disconnected.
+    /// To be disconnected: their links are gone, or have another MAC address.
     pub removed: Vec<Endpoint>,
-    /// Connected, and to be told to the guest anew, as they are now.
+    /// Connected, and different from what they were; as they are now.
     pub changed: Vec<Endpoint>,
-    /// The guest's routes are to be replaced.
-    pub routes: bool,
-    /// The guest's neighbours are to be told anew.
-    pub neighbours: bool,
-    /// New links that cannot be connected.
-    pub refused: Vec<EndpointError>,
-    /// All that the guest is told of the later scan.
-    pub guest: GuestNetwork,
+    /// Links that cannot be connected.
+    pub refused: Vec<(EndpointId, EndpointError)>,
 }
 
-impl Change {
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty()
-            && self.removed.is_empty()
-            && self.changed.is_empty()
-            && self.refused.is_empty()
-            && !self.routes
-            && !self.neighbours
-    }
-}
-
-/// Compares two scans of one namespace, both of which show it without what we added (see [`crate::Undo::apply_to`]).
+/// Compares what is connected with a scan that shows the namespace without what we added (see
+/// [`crate::Undo::apply_to`]).
 ///
-/// An endpoint is the same as long as its number and MAC address are. Lifetimes pass and are no change.
-pub fn diff(before: &Scan, after: &Scan) -> Change {
-    let (old, refused_before) = sort(before);
-    let (new, refused) = sort(after);
-    let of = |list: &[Endpoint], endpoint: &Endpoint| list.iter().find(|other| other.id == endpoint.id).cloned();
-    let known = GuestNetwork::new(before, &old);
-    let guest = GuestNetwork::new(after, &new);
-    Change {
-        added: new.iter().filter(|endpoint| of(&old, endpoint).is_none()).cloned().collect(),
-        removed: old.iter().filter(|endpoint| of(&new, endpoint).is_none()).cloned().collect(),
-        changed: new
-            .iter()
-            .filter(|endpoint| of(&old, endpoint).is_some_and(|before| lasting(&before) != lasting(endpoint)))
-            .cloned()
-            .collect(),
-        routes: known.routes != guest.routes,
-        neighbours: known.neighbours != guest.neighbours,
-        refused: refused.into_iter().filter(|error| !refused_before.contains(error)).collect(),
-        guest,
+/// An endpoint is the same as long as its number and MAC address are, and stays one when it loses its addresses.
+/// Lifetimes pass and are no change.
+pub fn diff(connected: &[Endpoint], scan: &Scan) -> Change {
+    let mut change = Change::default();
+    let known = |id: EndpointId| connected.iter().find(|endpoint| endpoint.id == id);
+    for (link, role) in roles(scan) {
+        let now = Endpoint::of(link);
+        if let Some((before, now)) = now.and_then(|now| Some((known(now.id)?, now))) {
+            if lasting(before) != lasting(&now) {
+                change.changed.push(now);
+            }
+            continue;
+        }
+        match role {
+            Role::Endpoint(endpoint) => {
+                let lower = connected.iter().find(|below| link.lower == Some(below.id.index));
+                match lower.filter(|_| !matches!(endpoint.kind, LinkKind::Veth)) {
+                    None => change.added.push(endpoint),
+                    Some(lower) => {
+                        let error = EndpointError::OnConnected { name: endpoint.name, lower: lower.name.clone() };
+                        change.refused.push((endpoint.id, error));
+                    }
+                }
+            }
+            Role::Refused(error) => {
+                let id = EndpointId { index: link.index, mac: link.mac.unwrap_or(Mac([0; 6])) };
+                change.refused.push((id, error));
+            }
+            Role::Ignored => {}
+        }
     }
+    let there =
+        |endpoint: &&Endpoint| scan.link(endpoint.id.index).is_some_and(|link| link.mac == Some(endpoint.id.mac));
+    change.removed = connected.iter().filter(|endpoint| !there(endpoint)).cloned().collect();
+    change
 }
 
 /// An endpoint without what passes by itself.
@@ -71,24 +68,11 @@ fn lasting(endpoint: &Endpoint) -> Endpoint {
     endpoint
 }
 
-fn sort(scan: &Scan) -> (Vec<Endpoint>, Vec<EndpointError>) {
-    let mut endpoints = Vec::new();
-    let mut refused = Vec::new();
-    for (_, role) in roles(scan) {
-        match role {
-            Role::Endpoint(endpoint) => endpoints.push(endpoint),
-            Role::Refused(error) => refused.push(error),
-            Role::Ignored => {}
-        }
-    }
-    (endpoints, refused)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::EndpointId;
-    use crate::scan::{Address, Link, LinkKind, Mac, Prefix};
+    use crate::endpoint::endpoints;
+    use crate::scan::{Address, Link, Prefix};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -135,36 +119,66 @@ mod tests {
         list.iter().map(|endpoint| endpoint.id).collect()
     }
 
+    fn all(scan: &Scan) -> Vec<Endpoint> {
+        endpoints(scan).expect("no link that cannot be connected")
+    }
+
     proptest! {
         #[test]
         fn what_was_there_less_what_went_and_with_what_came_is_what_is_there(
             before in any_scan(), after in any_scan()
         ) {
-            let change = diff(&before, &after);
-            let (old, new) = (ids(&sort(&before).0), ids(&sort(&after).0));
+            let change = diff(&all(&before), &after);
+            let (old, new) = (ids(&all(&before)), ids(&all(&after)));
             let (added, removed) = (ids(&change.added), ids(&change.removed));
             prop_assert!(removed.is_subset(&old) && added.is_disjoint(&old));
             let there: BTreeSet<_> = old.difference(&removed).chain(&added).copied().collect();
             prop_assert_eq!(there, new);
-            prop_assert_eq!(&ids(&diff(&after, &before).added), &removed);
+            prop_assert_eq!(&ids(&diff(&all(&after), &before).added), &removed);
             let changed = ids(&change.changed);
             prop_assert!(changed.is_disjoint(&added) && changed.is_disjoint(&removed));
         }
 
         #[test]
         fn nothing_is_different_the_second_time(scan in any_scan()) {
-            prop_assert!(diff(&scan, &scan).is_empty());
+            prop_assert_eq!(diff(&all(&scan), &scan), Change::default());
         }
+    }
+
+    fn scan(links: Vec<Link>) -> Scan {
+        Scan { links, ..Scan::default() }
     }
 
     #[test]
     fn a_lifetime_that_passes_is_no_change_and_another_mtu_is_one() {
-        let scan = |link| Scan { links: vec![link], ..Scan::default() };
-        let before = scan(link(2, 1, 1500, 2, Some(9)));
-        assert!(diff(&before, &scan(link(2, 1, 1500, 2, Some(4)))).is_empty());
-        let change = diff(&before, &scan(link(2, 1, 9000, 2, Some(4))));
+        let before = all(&scan(vec![link(2, 1, 1500, 2, Some(9))]));
+        assert_eq!(diff(&before, &scan(vec![link(2, 1, 1500, 2, Some(4))])), Change::default());
+        let change = diff(&before, &scan(vec![link(2, 1, 9000, 2, Some(4))]));
         assert_eq!(change.changed.iter().map(|endpoint| endpoint.mtu).collect::<Vec<_>>(), [9000]);
-        let other = diff(&before, &scan(link(2, 7, 1500, 2, None)));
+        let other = diff(&before, &scan(vec![link(2, 7, 1500, 2, None)]));
         assert_eq!((other.added.len(), other.removed.len(), other.changed.len()), (1, 1, 0));
+    }
+
+    #[test]
+    fn a_connected_link_that_loses_its_addresses_stays_and_a_new_one_without_any_is_left_alone() {
+        let before = all(&scan(vec![link(2, 1, 1500, 2, None)]));
+        let mut bare = link(2, 1, 1500, 2, None);
+        bare.addresses.clear();
+        let new = Link { addresses: Vec::new(), ..link(3, 3, 1500, 3, None) };
+        let change = diff(&before, &scan(vec![bare, new]));
+        assert_eq!((change.added.len(), change.removed.len()), (0, 0));
+        assert!(change.changed.iter().all(|endpoint| endpoint.addresses.is_empty()));
+        assert_eq!(change.changed.len(), 1);
+    }
+
+    #[test]
+    fn what_comes_on_top_of_a_connected_link_is_refused_since_its_packets_go_to_the_guest() {
+        let before = all(&scan(vec![link(2, 1, 1500, 2, None)]));
+        let vlan = Link { kind: LinkKind::Vlan { id: 5 }, lower: Some(2), ..link(3, 1, 1500, 3, None) };
+        let change = diff(&before, &scan(vec![link(2, 1, 1500, 2, None), vlan]));
+        assert!(change.added.is_empty() && change.removed.is_empty());
+        let [(id, error)] = change.refused.as_slice() else { panic!("one is refused") };
+        assert_eq!(id.index, 3);
+        assert!(error.to_string().contains("\"eth3\" came on top of \"eth2\""), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{MsgFlags, recv};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::unix::AsyncFd;
 
 /// `RTNLGRP_*` of linux/rtnetlink.h: links, addresses, routes and rules of both families. Neighbours are not among
@@ -15,10 +16,13 @@ const NOTICE: usize = 512;
 /// How many notices are taken at once.
 const BATCH: u32 = 1024;
 
-/// Tells that something in a namespace has changed.
+/// Tells that something in a namespace has changed. What we change ourselves counts too; a scan tells that it is no
+/// change to the guest.
 #[derive(Debug)]
 pub struct Watch {
     socket: AsyncFd<OwnedFd>,
+    /// A notice was taken by [`Watch::changed`], and nobody has [taken](Watch::take) it since.
+    noticed: AtomicBool,
 }
 
 impl Watch {
@@ -34,32 +38,59 @@ impl Watch {
     }
 
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: sys::watch(socket)? })
+        Ok(Self { socket: sys::watch(socket)?, noticed: AtomicBool::new(false) })
     }
 
-    /// Waits until something has changed since the last time. What we change ourselves counts too; a scan tells that
-    /// it is no change to the guest. Nothing is lost when the future is dropped.
+    /// Waits until something has changed since the last time. Nothing is lost when the future is dropped.
     ///
     /// # Errors
     /// The socket does not work.
-    pub async fn changed(&mut self) -> io::Result<()> {
-        let mut noticed = false;
+    pub async fn changed(&self) -> io::Result<()> {
         loop {
             let mut ready = self.socket.readable().await?;
-            for _ in 0..BATCH {
-                let mut notice = [0; NOTICE];
-                let take = |socket: &AsyncFd<OwnedFd>| Ok(recv(socket.as_raw_fd(), &mut notice, MsgFlags::empty())?);
-                match ready.try_io(take) {
-                    Ok(Ok(_)) => noticed = true,
-                    // More notices than the kernel keeps: some are lost, and that is one too.
-                    Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => noticed = true,
-                    Ok(Err(error)) => return Err(error),
-                    Err(_) => break,
-                }
+            let Drained { noticed, emptied } = self.drain()?;
+            if emptied {
+                // Does nothing where more has come since.
+                ready.clear_ready();
             }
             if noticed {
+                self.noticed.store(true, Ordering::Release);
                 return Ok(());
             }
         }
     }
+
+    /// Whether something has changed since the last time, be it known to [`Watch::changed`] already or not. Does not
+    /// wait. To be asked before a scan, so that what changes meanwhile counts for the next time.
+    ///
+    /// # Errors
+    /// The socket does not work.
+    pub fn take(&self) -> io::Result<bool> {
+        let fresh = self.drain()?.noticed;
+        Ok(self.noticed.swap(false, Ordering::AcqRel) || fresh)
+    }
+
+    /// Takes what is there off the socket.
+    fn drain(&self) -> io::Result<Drained> {
+        let mut noticed = false;
+        for _ in 0..BATCH {
+            let mut notice = [0; NOTICE];
+            match recv(self.socket.get_ref().as_raw_fd(), &mut notice, MsgFlags::MSG_DONTWAIT) {
+                Ok(_) => noticed = true,
+                // More notices than the kernel keeps: some are lost, and that is one too.
+                Err(nix::Error::ENOBUFS) => noticed = true,
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) => return Ok(Drained { noticed, emptied: true }),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(Drained { noticed, emptied: false })
+    }
+}
+
+/// What was on the socket.
+struct Drained {
+    noticed: bool,
+    /// And nothing is left there.
+    emptied: bool,
 }

@@ -5,7 +5,8 @@ mod harness;
 
 use harness::{World, options, plans};
 use stockade_network::{
-    Address, Endpoint, GuestNetwork, GuestRoute, IpvlanMode, LinkKind, Mac, Neighbour, NotCarried, Scan, endpoints,
+    Address, Change, Endpoint, GuestNetwork, GuestRoute, IpvlanMode, LinkKind, Mac, Neighbour, NotCarried, Scan, diff,
+    endpoints,
 };
 
 /// One namespace of the table.
@@ -259,8 +260,8 @@ async fn a_scan_finds_what_was_set_and_an_attachment_leaves_no_trace() {
         for attachment in attachments.iter().rev() {
             attachment.undo.apply_to(&mut now);
         }
-        let change = stockade_network::diff(&scan, &now);
-        assert!(change.is_empty(), "{name}: {change:?}");
+        assert_eq!(diff(&found, &now), Change::default(), "{name}");
+        assert_eq!(GuestNetwork::new(&now, &found), guest, "{name}");
         let undos = attachments.into_iter().map(|attachment| attachment.undo).collect();
         network.detach(undos).await.expect(name);
         world.picture().must_be(&before, name);
@@ -349,7 +350,8 @@ async fn a_tun_with_an_address_and_an_unknown_kind_are_refused() {
 async fn a_change_is_found_once_and_noticed_when_it_happens() {
     let world = World::with_veth(1500);
     let network = world.network();
-    let mut watch = network.watch().await.expect("watched");
+    let watch = network.watch().expect("watched");
+    let all = |scan: &Scan| endpoints(scan).expect("endpoints");
     let mut known = network.scan().await.expect("scanned");
     let mut change = async |what: &dyn Fn(&World)| {
         what(&world);
@@ -357,28 +359,30 @@ async fn a_change_is_found_once_and_noticed_when_it_happens() {
             .await
             .expect("in time")
             .expect("noticed");
+        assert!(watch.take().expect("looked"), "what was waited for can still be asked for");
         let now = network.scan().await.expect("scanned");
-        let change = stockade_network::diff(&known, &now);
-        assert!(stockade_network::diff(&now, &now).is_empty());
+        let change = diff(&all(&known), &now);
+        assert_eq!(diff(&all(&now), &now), Change::default());
+        let routes = GuestNetwork::new(&known, &all(&known)).routes != GuestNetwork::new(&now, &all(&now)).routes;
         known = now;
-        change
+        (change, routes)
     };
     let names = |list: &[Endpoint]| list.iter().map(|endpoint| endpoint.name.clone()).collect::<Vec<_>>();
 
-    let added = change(&|world| {
+    let (added, routes) = change(&|world| {
         world.veth(1);
         world.ip("addr add 10.1.0.2/24 dev eth1");
     })
     .await;
-    assert_eq!((names(&added.added), added.routes), (vec!["eth1".to_owned()], false), "{added:?}");
-    let moved = change(&|world| world.ip("addr add 10.1.0.3/24 dev eth1")).await;
+    assert_eq!((names(&added.added), routes), (vec!["eth1".to_owned()], false), "{added:?}");
+    let (moved, _) = change(&|world| world.ip("addr add 10.1.0.3/24 dev eth1")).await;
     assert_eq!((names(&moved.changed), moved.added.len(), moved.removed.len()), (vec!["eth1".to_owned()], 0, 0));
-    let route = change(&|world| world.ip("route add 192.0.2.0/24 via 10.1.0.1")).await;
-    assert!(route.routes && route.changed.is_empty(), "{route:?}");
-    let other = change(&|world| world.ip("link set eth1 address 02:00:00:00:00:99")).await;
+    let (route, routes) = change(&|world| world.ip("route add 192.0.2.0/24 via 10.1.0.1")).await;
+    assert!(routes && route.changed.is_empty(), "{route:?}");
+    let (other, _) = change(&|world| world.ip("link set eth1 address 02:00:00:00:00:99")).await;
     assert_eq!((names(&other.added), names(&other.removed)), (vec!["eth1".to_owned()], vec!["eth1".to_owned()]));
-    let gone = change(&|world| world.ip("link del eth1")).await;
-    assert_eq!((names(&gone.removed), gone.routes), (vec!["eth1".to_owned()], true));
+    let (gone, routes) = change(&|world| world.ip("link del eth1")).await;
+    assert_eq!((names(&gone.removed), routes), (vec!["eth1".to_owned()], true));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use super::network;
 use crate::error::{ErrorKind, OpError};
-use crate::network::GuestNetwork;
+use crate::network::{GuestInterface, GuestNeighbour, GuestRoute};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use std::time::Duration;
 use stockade_agent_protocol::agent::{
@@ -108,30 +108,40 @@ impl AgentClient {
         self.agent.create_sandbox(context, &request).await.map(drop).map_err(failed("set up the sandbox in the guest"))
     }
 
-    /// Gives the guest its interfaces, routes and neighbours, in this order.
+    /// Gives the guest's interface with a MAC address its name, MTU and addresses; `known` is the name that it was given
+    /// before, if it was.
+    ///
+    /// # Errors
+    /// The guest refused, or has no such interface in time.
+    pub async fn update_interface(&self, interface: &GuestInterface, known: Option<&str>) -> Result<(), OpError> {
+        let mut request = UpdateInterfaceRequest::new();
+        request.interface = Some(network::interface(interface, known)).into();
+        let answer = self.agent.update_interface(self.soon(), &request).await;
+        answer.map(drop).map_err(failed("set up a network interface in the guest"))
+    }
+
+    /// Replaces all the guest's routes but those that its kernel makes for its addresses.
     ///
     /// # Errors
     /// The guest refused.
-    pub async fn set_network(&self, network: &GuestNetwork) -> Result<(), OpError> {
-        for interface in &network.interfaces {
-            let mut request = UpdateInterfaceRequest::new();
-            request.interface = Some(network::interface(interface)).into();
-            let answer = self.agent.update_interface(self.soon(), &request).await;
-            answer.map(drop).map_err(failed("set up a network interface in the guest"))?;
+    pub async fn update_routes(&self, routes: &[GuestRoute]) -> Result<(), OpError> {
+        let mut request = UpdateRoutesRequest::new();
+        request.routes = Some(network::routes(routes)).into();
+        self.agent.update_routes(self.soon(), &request).await.map(drop).map_err(failed("set the guest's routes"))
+    }
+
+    /// Adds entries to the guest's neighbour table.
+    ///
+    /// # Errors
+    /// The guest refused.
+    pub async fn add_neighbours(&self, neighbours: &[GuestNeighbour]) -> Result<(), OpError> {
+        if neighbours.is_empty() {
+            return Ok(());
         }
-        if !network.interfaces.is_empty() {
-            let mut request = UpdateRoutesRequest::new();
-            request.routes = Some(network::routes(&network.routes)).into();
-            let answer = self.agent.update_routes(self.soon(), &request).await;
-            answer.map(drop).map_err(failed("set the guest's routes"))?;
-        }
-        if !network.neighbours.is_empty() {
-            let mut request = AddARPNeighborsRequest::new();
-            request.neighbors = Some(network::neighbors(&network.neighbours)).into();
-            let answer = self.agent.add_arp_neighbors(self.soon(), &request).await;
-            answer.map(drop).map_err(failed("set the guest's neighbours"))?;
-        }
-        Ok(())
+        let mut request = AddARPNeighborsRequest::new();
+        request.neighbors = Some(network::neighbors(neighbours)).into();
+        let answer = self.agent.add_arp_neighbors(self.soon(), &request).await;
+        answer.map(drop).map_err(failed("set the guest's neighbours"))
     }
 
     /// Sets the guest's clock to the host's: there may be no RTC.

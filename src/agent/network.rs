@@ -1,6 +1,6 @@
 //! The guest's network in the words of the agent contract.
 
-use crate::network::{GuestInterface, GuestNeighbour, GuestRoute};
+use crate::network::{GuestAddress, GuestInterface, GuestNeighbour, GuestRoute};
 use std::net::IpAddr;
 use stockade_agent_protocol::agent::{ARPNeighbors, Routes};
 use stockade_agent_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
@@ -23,11 +23,19 @@ fn address(address: IpAddr, length: Option<u8>) -> IPAddress {
     }
 }
 
-pub(super) fn interface(interface: &GuestInterface) -> Interface {
+/// `IFA_F_NOPREFIXROUTE` of linux/if_addr.h.
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+
+/// An interface that the guest knows by the name `known`, if it does at all.
+pub(super) fn interface(interface: &GuestInterface, known: Option<&str>) -> Interface {
+    let own = |own: &GuestAddress| IPAddress {
+        flags: if own.without_route { IFA_F_NOPREFIXROUTE } else { 0 },
+        ..address(own.prefix.address, Some(own.prefix.length))
+    };
     Interface {
-        device: interface.name.clone(),
+        device: known.unwrap_or(&interface.name).to_owned(),
         name: interface.name.clone(),
-        IPAddresses: interface.addresses.iter().map(|own| address(own.address, Some(own.length))).collect(),
+        IPAddresses: interface.addresses.iter().map(own).collect(),
         mtu: interface.mtu.into(),
         hwAddr: interface.mac.to_string(),
         raw_flags: if interface.no_arp { IFF_NOARP } else { 0 },

@@ -13,7 +13,7 @@ use super::{console, pid_file, progress};
 use crate::api::{CREATE_OPTIONS_URL, CreateOptions, descriptor_of_process};
 use crate::ids::{ContainerId, SandboxId};
 use crate::oci::{self, ContainerType, NetworkRequest, Spec};
-use crate::stand_in::{Signals, StandIn, StandInOptions};
+use crate::stand_in::{Signals, StandIn, StandInNetwork, StandInOptions};
 use crate::state::recovery::{self, Supervision};
 use crate::state::{StateError, Store};
 
@@ -102,7 +102,15 @@ pub(super) fn create(
         Some(socket) => Some(console::open(socket, console_size(&spec))?),
         None => None,
     };
+    let asked = oci::network_request(&spec);
+    let network = match &asked {
+        _ if loaded.config.runtime.disable_new_netns => StandInNetwork::Stay,
+        NetworkRequest::Join(path) => StandInNetwork::Join(path),
+        NetworkRequest::Create if new => StandInNetwork::New,
+        NetworkRequest::Create | NetworkRequest::Host => StandInNetwork::Stay,
+    };
     let mut stand_in = StandIn::spawn(StandInOptions {
+        network,
         root: context.store.root(),
         sandbox: &sandbox,
         container: &options.id,
@@ -112,7 +120,7 @@ pub(super) fn create(
     })
     .context("cannot start the container's stand-in")?;
     if new {
-        launch(&startup(context, &sandbox, &loaded, &spec))?;
+        launch(&startup(context, &sandbox, &loaded))?;
     }
     let supervisor = End::of_supervisor(&context.store, &sandbox);
     let made = (|| {
@@ -171,7 +179,7 @@ fn console_size(spec: &Spec) -> Option<(u16, u16)> {
     Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
 }
 
-fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded, spec: &Spec) -> Startup {
+fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded) -> Startup {
     let globals = &context.globals;
     // An engine that wants JSON takes the whole of its log for the one error of a failed verb.
     let shared_log = globals.debug || globals.log_format() == LogFormat::Text;
@@ -179,7 +187,8 @@ fn startup(context: &Context, sandbox: &SandboxId, loaded: &Loaded, spec: &Spec)
         root: globals.root.clone(),
         sandbox: sandbox.clone(),
         config: loaded.clone(),
-        new_netns: oci::network_request(spec) == NetworkRequest::Create,
+        // The stand-in makes it, meanwhile.
+        new_netns: false,
         log: globals.supervisor_log.clone().or_else(|| globals.log.clone().filter(|_| shared_log)),
         log_format: globals.log_format(),
         debug: globals.debug,

@@ -9,7 +9,7 @@ use super::{console, pid_file};
 use crate::api::descriptor_of_process;
 use crate::ids::{ContainerId, ExecId};
 use crate::oci::{self, Process, Status};
-use crate::stand_in::{Signals, StandIn, StandInOptions, Subject};
+use crate::stand_in::{Signals, StandIn, StandInNetwork, StandInOptions, Subject};
 use crate::state::ContainerRecord;
 use anyhow::{Context as _, bail};
 use containerd_shim_protos::api::{DeleteRequest, ExecProcessRequest};
@@ -163,6 +163,7 @@ impl Arguments {
             container: &subject.container,
             exec: subject.exec.as_ref(),
             bundle: None,
+            network: StandInNetwork::Stay,
             terminal,
         })
         .and_then(|mut stand_in| stand_in.wait_ready().map(|()| stand_in))

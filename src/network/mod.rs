@@ -1,7 +1,7 @@
 //! The network of sandboxes: what [`stockade_network`] knows of it, as this crate's own.
 
 pub use stockade_network::{
-    AttachOptions, Attachment, GuestInterface, GuestNeighbour, GuestNetwork, GuestRoute, Limits, Mark, Model,
-    NetnsError, Network, NetworkError, NetworkNamespace, Plan, Undo, endpoints, ensure_loopback, plan, run_in,
-    run_in_async,
+    AttachOptions, Attachment, Change, Endpoint, EndpointId, GuestAddress, GuestInterface, GuestNeighbour,
+    GuestNetwork, GuestRoute, Limits, Mac, Mark, Model, NetnsError, Network, NetworkError, NetworkNamespace, Plan,
+    Scan, Undo, Watch, diff, plan, run_in, run_in_async,
 };

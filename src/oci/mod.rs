@@ -7,6 +7,7 @@
 
 mod annotations;
 mod default_spec;
+mod dns;
 mod error;
 mod features;
 mod guest;
@@ -21,6 +22,7 @@ mod validate;
 
 pub use annotations::{ContainerType, container_type};
 pub use default_spec::default_spec;
+pub use dns::sandbox_dns;
 pub use error::OciError;
 pub use features::features;
 pub use guest::{GuestSpec, GuestSpecOptions, guest_spec};

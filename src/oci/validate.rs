@@ -134,7 +134,7 @@ fn check_hooks(hooks: &Hooks) -> Result<(), OciError> {
                 return Err(OciError::Range {
                     field: format!("{field}.timeout"),
                     value: timeout.into(),
-                    allowed: "seconds, 1 or more; without it the hook has no limit",
+                    allowed: "seconds, 1 or more; without it default_hook_timeout of the configuration counts",
                 });
             }
         }
@@ -288,12 +288,12 @@ mod tests {
             (
                 "/hooks",
                 hook(json!({"path": "/t", "timeout": 0})),
-                "hooks.poststop[0].timeout is 0: seconds, 1 or more; without it the hook has no limit",
+                "hooks.poststop[0].timeout is 0: seconds, 1 or more; without it default_hook_timeout of the configuration counts",
             ),
             (
                 "/hooks",
                 hook(json!({"path": "/t", "timeout": -1})),
-                "hooks.poststop[0].timeout is -1: seconds, 1 or more; without it the hook has no limit",
+                "hooks.poststop[0].timeout is -1: seconds, 1 or more; without it default_hook_timeout of the configuration counts",
             ),
             ("/linux/namespaces", json!([{"type": "ipc"}, {"type": "ipc"}]), "linux.namespaces lists \"ipc\" twice"),
             ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "SCMP_ACT_NOTIFY"),

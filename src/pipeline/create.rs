@@ -2,13 +2,15 @@
 
 use super::steps::{
     AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks, GuestReady,
-    JoinCgroup, Machine, MachineBegun, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, ReserveId,
-    ResolveRootfs, SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
+    JoinCgroup, Machine, MachineBegun, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, RescanNetwork,
+    ReserveId, ResolveRootfs, SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
 };
 use super::{Runner, SharedJournal, StepFailure, UndoFailure, UndoStack};
 use crate::actors::factory::{Acquire, Acquired};
 use crate::actors::hook::RunHooks;
-use crate::actors::network::{AttachNetwork, DetachNetwork, PrepareNetns, ReleaseNetns, SandboxNetns, ScanNetwork};
+use crate::actors::network::{
+    ConnectGuest, DescribeNetwork, DetachNetwork, NetworkOptions, PrepareNetns, ReleaseNetns, Rescan, SandboxNetns,
+};
 use crate::actors::runtime::Ask;
 use crate::agent::{AgentClient, GuestSandbox};
 use crate::error::{ErrorKind, OpError};
@@ -22,7 +24,7 @@ use oci_spec::runtime::Hooks;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use stockade_config::{Config, Loaded, apply_annotations, chosen_hypervisor};
+use stockade_config::{Backend, Config, Loaded, apply_annotations, chosen_hypervisor};
 
 /// What a front door asks for.
 #[derive(Debug, Clone)]
@@ -81,11 +83,13 @@ pub struct Facilities {
     /// The Network actor.
     pub release_netns: Ask<ReleaseNetns>,
     /// The Network actor.
-    pub scan_network: Ask<ScanNetwork>,
+    pub rescan_network: Ask<Rescan>,
     /// The Network actor.
-    pub attach_network: Ask<AttachNetwork>,
+    pub connect_guest: Ask<ConnectGuest>,
     /// The Network actor.
     pub detach_network: Ask<DetachNetwork>,
+    /// The Network actor.
+    pub describe_network: Ask<DescribeNetwork>,
     /// The Hook actor.
     pub hooks: Ask<RunHooks>,
     /// The Factory actor.
@@ -259,6 +263,7 @@ async fn sandbox_steps(
         bundle: request.bundle.clone(),
         seccomp: !facilities.config.config.runtime.disable_guest_seccomp,
         vcpus: None,
+        hook_timeout: facilities.config.config.runtime.default_hook_timeout,
     };
     let bundle = runner.run(read, container_undo).await?;
     let (config, backend, begun_machine) =
@@ -284,6 +289,8 @@ async fn sandbox_steps(
         prepare: facilities.prepare_netns.clone(),
         release: facilities.release_netns.clone(),
         path: joined.clone(),
+        stand_in: request.stand_in.map(|stand_in| stand_in.pid),
+        options: network_options(&config, backend.backend),
     };
     let namespace = runner.run(prepare, sandbox_undo).await?;
     let begin = BeginCgroup {
@@ -296,14 +303,11 @@ async fn sandbox_steps(
     let hooks = creation_hooks(facilities, &request, &bundle, &netns, runner);
     runner.run(hooks, container_undo).await?;
     let connect = ConnectNetwork {
-        scan: facilities.scan_network.clone(),
-        attach: facilities.attach_network.clone(),
+        rescan: facilities.rescan_network.clone(),
         detach: facilities.detach_network.clone(),
-        model: config.runtime.internetworking_model,
-        joined,
-        hooked: bundle.spec.hooks().as_ref().is_some_and(runs_before_the_machine),
+        used: joined.is_some() || bundle.spec.hooks().as_ref().is_some_and(runs_before_the_machine),
     };
-    let network = runner.run(connect, sandbox_undo).await?;
+    let interfaces = runner.run(connect, sandbox_undo).await?;
     let share = runner.run(MakeShare { directory: directory.join("shared") }, sandbox_undo).await?;
     let start = StartMachine {
         begun: begun_machine,
@@ -312,7 +316,7 @@ async fn sandbox_steps(
         sandbox: id.clone(),
         directory,
         share: share.clone(),
-        interfaces: network.devices,
+        interfaces,
         netns: netns.descriptor.clone(),
     };
     let machine = runner.run(start, sandbox_undo).await?;
@@ -325,7 +329,12 @@ async fn sandbox_steps(
         sandbox: guest_sandbox(id, &config, &backend, &bundle),
     };
     let guest = runner.run(connect, sandbox_undo).await?;
-    let tell = SetGuestNetwork { agent: guest.agent.clone(), guest: network.guest };
+    let tell = SetGuestNetwork {
+        connect: facilities.connect_guest.clone(),
+        machine: machine.hypervisor.clone(),
+        agent: guest.agent.clone(),
+        devices: machine.interfaces.clone(),
+    };
     runner.run(tell, sandbox_undo).await?;
     let sandbox = SandboxDraft { machine, guest, netns, cgroup, config, share, acquired };
     let shared = SharedSandbox {
@@ -367,6 +376,7 @@ async fn container_steps(
         bundle: request.bundle.clone(),
         seccomp: !sandbox.config.runtime.disable_guest_seccomp,
         vcpus: None,
+        hook_timeout: sandbox.config.runtime.default_hook_timeout,
     };
     let bundle = runner.run(read, undo).await?;
     runner.run(SameSandbox { sandbox: id, bundle: &bundle }, undo).await?;
@@ -380,6 +390,9 @@ async fn container_steps(
     // The original runs a further container's hooks once it exists in the guest; their failure removes it.
     let hooks = creation_hooks(facilities, &request, &bundle, &sandbox.netns, runner);
     runner.run(hooks, undo).await?;
+    if bundle.spec.hooks().as_ref().is_some_and(runs_before_the_machine) {
+        runner.run(RescanNetwork { rescan: facilities.rescan_network.clone() }, undo).await?;
+    }
     let commit = Commit { store: store.clone(), container: reserved, sandbox: None };
     let record = runner.run(commit, undo).await?;
     Ok(draft(record, &sandbox, stdio, &request, &bundle))
@@ -480,11 +493,22 @@ fn draft(
     }
 }
 
+fn network_options(config: &Config, backend: Backend) -> NetworkOptions {
+    let machine = config.machine(backend);
+    NetworkOptions {
+        model: config.runtime.internetworking_model,
+        queues: machine.network_queues,
+        rx_rate: machine.rx_rate_limiter_max_rate,
+        tx_rate: machine.tx_rate_limiter_max_rate,
+        disabled: config.runtime.disable_new_netns,
+    }
+}
+
 fn guest_sandbox(id: &SandboxId, config: &Config, backend: &ChosenBackend, bundle: &Bundle) -> GuestSandbox {
     GuestSandbox {
         id: id.to_string(),
         hostname: bundle.spec.hostname().clone().unwrap_or_default(),
-        dns: Vec::new(),
+        dns: bundle.dns.clone(),
         shared_pidns: matches!(bundle.kind, ContainerType::Sandbox) && bundle.guest.shared_pid_namespace,
         hook_path: config
             .machine(backend.backend)

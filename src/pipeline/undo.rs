@@ -19,6 +19,23 @@ impl SharedJournal {
         action(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Writes down how to undo what is about to be done, for an owner who undoes it himself. Answers with its number.
+    ///
+    /// # Errors
+    /// The journal cannot be written: then do not do it.
+    pub fn append(&self, record: UndoRecord) -> Result<u64, OpError> {
+        let what = record.describe();
+        self.with(|journal| journal.append(record))
+            .map_err(|error| OpError::internal(format!("cannot write down how to {what}"), error))
+    }
+
+    /// Strikes out what is undone. A failure is logged: it may then be undone again, which is harmless.
+    pub fn strike(&self, number: u64) {
+        if let Err(error) = self.with(|journal| journal.strike(number)) {
+            tracing::warn!(number, %error, "cannot strike it out of the journal");
+        }
+    }
+
     /// What is written down now, oldest first, in words.
     pub fn describe(&self) -> Vec<String> {
         self.with(|journal| journal.entries().iter().map(|entry| entry.record.describe()).collect())
@@ -83,10 +100,7 @@ impl UndoStack {
     }
 
     fn push_entry(&mut self, record: UndoRecord, live: Option<Box<dyn LiveUndo>>) -> Result<(), OpError> {
-        let number = self
-            .journal
-            .with(|journal| journal.append(record.clone()))
-            .map_err(|error| OpError::internal(format!("cannot write down how to {}", record.describe()), error))?;
+        let number = self.journal.append(record.clone())?;
         self.entries.push(Entry { number, record, live });
         Ok(())
     }
@@ -103,9 +117,7 @@ impl UndoStack {
             match result {
                 Ok(()) => {
                     tracing::debug!(what, "undone");
-                    if let Err(error) = self.journal.with(|journal| journal.strike(number)) {
-                        tracing::warn!(what, %error, "cannot strike it out of the journal");
-                    }
+                    self.journal.strike(number);
                 }
                 Err(error) => {
                     tracing::error!(what, error = error.one_line(), "cannot undo");

@@ -28,8 +28,21 @@ pub(crate) struct StandInOptions<'a> {
     pub exec: Option<&'a ExecId>,
     /// The bundle whose files it takes as its own; for the first process.
     pub bundle: Option<&'a Path>,
+    /// The network namespace that it stands in, where engines look for the container's.
+    pub network: StandInNetwork<'a>,
     /// The terminal that becomes its descriptors 0, 1 and 2; `None`: those of the caller.
     pub terminal: Option<OwnedFd>,
+}
+
+/// The network namespace of a stand-in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StandInNetwork<'a> {
+    /// A new one, which is to be the sandbox's.
+    New,
+    /// The sandbox's, at this path.
+    Join(&'a Path),
+    /// That of its maker.
+    Stay,
 }
 
 /// A stand-in that ends with its maker, until it is committed. Dropped before that, it ends.
@@ -53,6 +66,15 @@ impl StandIn {
         command.arg0("stockade").args(["stand-in", "--channel", &theirs.as_raw_fd().to_string()]);
         command.arg("--root").arg(options.root);
         command.args(["--sandbox", options.sandbox.as_str(), "--container", options.container.as_str()]);
+        match options.network {
+            StandInNetwork::New => {
+                command.arg("--new-netns");
+            }
+            StandInNetwork::Join(path) => {
+                command.arg("--netns").arg(path);
+            }
+            StandInNetwork::Stay => {}
+        }
         if let Some(exec) = options.exec {
             command.args(["--exec", exec.as_str()]);
         }

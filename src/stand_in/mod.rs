@@ -22,13 +22,14 @@ mod signals;
 pub(crate) mod sys;
 
 pub(crate) use attend::{Outcome, Subject, attend, resize};
-pub(crate) use handle::{StandIn, StandInOptions};
+pub(crate) use handle::{StandIn, StandInNetwork, StandInOptions};
 pub(crate) use signals::Signals;
 
 use crate::api::InspectRequest;
 use crate::cli::client::{self, Connection, SHORT_CALL, answer};
 use crate::error::OpError;
 use crate::ids::{ContainerId, ExecId, SandboxId};
+use crate::network::NetworkNamespace;
 use crate::state::Store;
 use clap::Parser;
 use files::Files;
@@ -73,6 +74,12 @@ struct Arguments {
     /// The container's bundle, whose files it shall have as its own.
     #[arg(long)]
     bundle: Option<PathBuf>,
+    /// Stand in a new network namespace, which is to be the sandbox's.
+    #[arg(long, conflicts_with = "netns")]
+    new_netns: bool,
+    /// Stand in this network namespace.
+    #[arg(long)]
+    netns: Option<PathBuf>,
     /// Standard input is a terminal of its own.
     #[arg(long)]
     terminal: bool,
@@ -110,6 +117,7 @@ fn stand(arguments: &Arguments) -> io::Result<u8> {
     }
     std::env::set_current_dir("/")?;
     nix::sys::prctl::set_name(c"stockade-stand")?;
+    enter_network(arguments);
     channel.write_all(&[READY])?;
     let mut letter = [0];
     channel.read_exact(&mut letter)?;
@@ -121,6 +129,16 @@ fn stand(arguments: &Arguments) -> io::Result<u8> {
     // A read of standard input must not keep the process.
     runtime.shutdown_background();
     status
+}
+
+/// Engines such as Docker find a container's network namespace by its pid, to put interfaces there. A failure here is
+/// one of the creation too, which tells of it: the supervisor joins or makes the namespace itself.
+fn enter_network(arguments: &Arguments) {
+    let _ = match &arguments.netns {
+        Some(path) => NetworkNamespace::join(path).and_then(|netns| netns.enter()),
+        None if arguments.new_netns => NetworkNamespace::enter_new(),
+        None => Ok(()),
+    };
 }
 
 async fn stand_for(arguments: &Arguments, signals: Signals, channel: UnixStream) -> io::Result<u8> {

@@ -203,7 +203,8 @@ fn start_actors(
     front: FrontDoor,
 ) -> (crate::actors::sandbox::SandboxHandle, watch::Receiver<SandboxState>) {
     crate::cgroup::look_ahead();
-    let network = NetworkActor::new(startup.config.config.runtime.disable_new_netns, netns).start();
+    let journal = SharedJournal::new(crate::state::Journal::new(store.journal_file(&startup.sandbox)));
+    let network = NetworkActor::new(journal.clone(), netns).start();
     let hooks = HookActor.start();
     let factory = FactoryActor::default().start();
     let facilities = Facilities {
@@ -212,18 +213,18 @@ fn start_actors(
         backends,
         prepare_netns: Ask::actor(network.clone()),
         release_netns: Ask::actor(network.clone()),
-        scan_network: Ask::actor(network.clone()),
-        attach_network: Ask::actor(network.clone()),
-        detach_network: Ask::actor(network),
+        rescan_network: Ask::actor(network.clone()),
+        connect_guest: Ask::actor(network.clone()),
+        detach_network: Ask::actor(network.clone()),
+        describe_network: Ask::actor(network),
         hooks: Ask::actor(hooks),
         factory: Ask::actor(factory.clone()),
         front,
     };
-    let journal = crate::state::Journal::new(store.journal_file(&startup.sandbox));
     SandboxActor::launch(SandboxSetup {
         id: startup.sandbox.clone(),
         facilities: Arc::new(facilities),
-        journal: SharedJournal::new(journal),
+        journal,
         factory: Ask::actor(factory),
         inject_failure: startup.inject_failure.clone(),
     })

@@ -10,7 +10,7 @@ use stockade_hypervisor::fake::AgentMode;
 use stockade_hypervisor::{ExitCause, HypervisorError, Operation};
 
 /// The steps of a sandbox's creation, in order.
-const STEPS: [&str; 18] = [
+const STEPS: [&str; 20] = [
     "bundle",
     "configuration",
     "reserve-id",
@@ -21,10 +21,12 @@ const STEPS: [&str; 18] = [
     "begin-cgroup",
     "network-namespace",
     "hooks",
+    "network",
     "share",
     "machine",
     "cgroup",
     "agent",
+    "guest-network",
     "share-files",
     "container",
     "one-container",

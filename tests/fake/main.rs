@@ -9,4 +9,5 @@ mod events;
 mod failures;
 mod harness;
 mod life;
+mod network;
 mod pod;

@@ -70,14 +70,16 @@ pub(crate) fn tests(binaries: &Binaries, guest: &GuestAssets, filters: &[String]
     let here = |need: Need| match need {
         Need::Kvm => kvm.is_ok(),
         Need::ControlGroups2 => has_control_groups_2(),
+        Need::LinkKinds => has_all_link_kinds(),
     };
     let programs = programs()?;
-    // What needs control groups of version 2 alone is among the other tests; where they are, it has run with those.
+    // What needs control groups of version 2 alone, or kinds of links, is among the other tests; where they are, it has
+    // run with those.
     let (mut on_host, mut in_lab): (Vec<&Suite>, Vec<&Suite>) = (Vec::new(), Vec::new());
     for suite in SUITES {
         match (here(suite.need), suite.need) {
             (true, Need::Kvm) => on_host.push(suite),
-            (true, Need::ControlGroups2) => {}
+            (true, Need::ControlGroups2 | Need::LinkKinds) => {}
             (false, _) => in_lab.push(suite),
         }
     }
@@ -97,7 +99,8 @@ pub(crate) fn tests(binaries: &Binaries, guest: &GuestAssets, filters: &[String]
         let why = kvm.err().unwrap_or_else(|| "control groups are not of version 2 alone".to_owned());
         eprintln!("{} tests run in {} lab hosts, as here {why}", listing.tests.len(), labs.width());
         let slow = ("STOCKADE_TEST_SLOWNESS".to_owned(), SLOWNESS.to_owned());
-        let environment = environment.into_iter().chain([slow]).collect();
+        let all_links = ("STOCKADE_TEST_ALL_LINK_KINDS".to_owned(), "1".to_owned());
+        let environment = environment.into_iter().chain([slow, all_links]).collect();
         tally.merge(run_tests(&labs, listing, &environment));
     }
     if tally.lost > 0 {
@@ -120,6 +123,13 @@ fn run_tests(place: &dyn Place, listing: Listing, environment: &BTreeMap<String,
         println!("        FAIL {title}");
     }
     tally
+}
+
+/// Whether this host's kernel has each kind of link, tried in a network namespace that goes at once.
+fn has_all_link_kinds() -> bool {
+    let script = "ip link add a type veth peer name b && ip link add c link a type ipvlan && ip link add d link b type vlan id 5";
+    let tried = Command::new("unshare").args(["--net", "sh", "-c", script]).stderr(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
 }
 
 /// Whether this host's KVM runs stock guests; if not, why.

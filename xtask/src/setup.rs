@@ -48,8 +48,9 @@ const PACKAGES: &[Package] = &[
     package("erofs-utils", Purpose::Image, "makes the disk image's file system"),
     package("containerd", Purpose::Test, "the tests run containers by it; each starts one of its own"),
     package("podman", Purpose::Test, "drives the program as its OCI runtime"),
-    package("netavark", Purpose::Test, "Podman's networks"),
-    package("iptables", Purpose::Test, "the ports that Podman's networks publish"),
+    package("containernetworking-plugins", Purpose::Test, "the tests make sandboxes' networks with CNI's plugins"),
+    package("netavark", Purpose::Test, "the tests make sandboxes' networks as Podman does"),
+    package("iptables", Purpose::Test, "the ports that both of them publish"),
     package("iproute2", Purpose::Test, "the tests look at links and network namespaces with it"),
 ];
 

@@ -13,6 +13,7 @@
 pub(crate) mod copy_up;
 mod error;
 mod executor;
+pub(crate) mod guest_hooks;
 pub(crate) mod helper;
 pub(crate) mod launch;
 mod protocol;
@@ -113,6 +114,7 @@ pub(crate) struct Container {
     /// Storages that are given up with it.
     pub(crate) storages: Vec<PathBuf>,
     rootfs: PathBuf,
+    annotations: Option<HashMap<String, String>>,
     seccomp: Option<LinuxSeccomp>,
     /// Of its first process; those that are added have the same unless they bring their own.
     capabilities: Option<LinuxCapabilities>,
@@ -228,6 +230,7 @@ async fn try_create(
         init: Arc::new(init),
         storages,
         rootfs,
+        annotations: spec.annotations().clone(),
         seccomp,
         capabilities,
         own_user_namespace,
@@ -278,6 +281,20 @@ impl Container {
             return State::Stopped;
         }
         *locked(&self.state)
+    }
+
+    /// The OCI state document, for hooks.
+    pub(crate) fn document(&self) -> serde_json::Value {
+        let state = self.state();
+        let pid = (state != State::Stopped).then_some(self.init.pid);
+        serde_json::json!({
+            "ociVersion": "1.0.2",
+            "id": self.id,
+            "status": state.to_string(),
+            "pid": pid,
+            "bundle": bundle_dir(&self.id),
+            "annotations": self.annotations,
+        })
     }
 
     fn expect(&self, what: &'static str, allowed: &[State]) -> Result<(), ContainerError> {

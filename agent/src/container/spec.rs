@@ -13,6 +13,7 @@ use oci_spec::runtime::{
 use stockade_agent_protocol::agent::{Device, StringUser};
 
 use super::ContainerError;
+use super::guest_hooks::{Kind, hooks_in};
 use super::protocol::Execution;
 use super::{copy_up, users};
 use crate::cgroup::Cgroup;
@@ -333,15 +334,8 @@ fn hook(path: &Path, args: Vec<String>) -> Result<Hook, ContainerError> {
 }
 
 fn guest_prestart_hooks(dir: &Path) -> Result<Vec<Hook>, ContainerError> {
-    let mut paths: Vec<PathBuf> = fs::read_dir(dir.join("prestart"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| crate::sys::may_execute(path).is_ok() && path.is_file())
-        .collect();
-    paths.sort_unstable();
-    paths.iter().map(|path| hook(path, vec![utf8(path)?, "prestart".to_owned()])).collect()
+    let paths = hooks_in(dir, Kind::Prestart);
+    paths.iter().map(|path| hook(path, vec![utf8(path)?, Kind::Prestart.as_str().to_owned()])).collect()
 }
 
 fn utf8(path: &Path) -> Result<String, ContainerError> {

@@ -76,7 +76,8 @@ pub(super) fn interface(link: &LinkMessage, addresses: &[AddressMessage]) -> Int
     interface
 }
 
-fn address(message: &AddressMessage) -> Option<IPAddress> {
+/// An interface's own address, with its length.
+pub(super) fn prefix(message: &AddressMessage) -> Option<Prefix> {
     // On a point-to-point link "address" is the other end's.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
@@ -88,10 +89,15 @@ fn address(message: &AddressMessage) -> Option<IPAddress> {
             _ => None,
         })
     })?;
+    Some(Prefix { address, length: message.header.prefix_len })
+}
+
+fn address(message: &AddressMessage) -> Option<IPAddress> {
+    let Prefix { address, length } = prefix(message)?;
     Some(IPAddress {
         family: family(&address).into(),
         address: address.to_string(),
-        mask: message.header.prefix_len.to_string(),
+        mask: length.to_string(),
         ..Default::default()
     })
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
@@ -87,68 +88,145 @@ async fn index_of(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
     link.map(|link| link.header.index).ok_or_else(|| NetworkError::NoInterface(name.to_owned()))
 }
 
-async fn wait_for_mac(handle: &Handle, text: &str, limit: Duration) -> Result<LinkMessage, NetworkError> {
-    let mac = parse_mac(text)?;
+/// The interface that a request means: one with its MAC address, which may still be about to come.
+async fn wait_for(handle: &Handle, wanted: &Interface, limit: Duration) -> Result<LinkMessage, NetworkError> {
+    let mac = parse_mac(&wanted.hwAddr)?;
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(link) = links(handle).await?.into_iter().find(|link| mac_of(link) == mac) {
-            return Ok(link);
+        let candidates: Vec<_> = links(handle).await?.into_iter().filter(|link| mac_of(link) == mac).collect();
+        if let Some(link) = choose(&candidates, wanted) {
+            return Ok(link.clone());
         }
         if Instant::now() >= deadline {
-            return Err(NetworkError::NoInterface(text.to_owned()));
+            // Of another name and up: a supervisor that does not say what it was called before means that one.
+            return candidates.into_iter().next().ok_or_else(|| NetworkError::NoInterface(wanted.hwAddr.clone()));
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// Gives the interface with the request's MAC address its name, MTU and addresses, and brings it up.
+/// Which of the interfaces with one MAC address is meant (those of ipvlans on one link have the same): the one that was
+/// given the name before; else the first that is still down, and so was given none yet.
+fn choose<'a>(candidates: &'a [LinkMessage], wanted: &Interface) -> Option<&'a LinkMessage> {
+    let known = if wanted.device.is_empty() { &wanted.name } else { &wanted.device };
+    let given = candidates.iter().find(|link| is_up(link) && name_of(link) == *known);
+    given.or_else(|| candidates.iter().find(|link| !is_up(link)))
+}
+
+fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
+}
+
+/// Gives the interface with the request's MAC address its name, MTU and addresses, and brings it up. One that is up
+/// already keeps working meanwhile, unless it gets another name.
 pub(crate) async fn update_interface(wanted: Interface, limit: Duration) -> Result<Interface, NetworkError> {
-    let addresses: Vec<Prefix> = wanted
+    let addresses: Vec<(Prefix, u32)> = wanted
         .IPAddresses
         .iter()
-        .map(|address| parse_prefix(&format!("{}/{}", address.address, address.mask)))
-        .collect::<Result<_, _>>()?;
+        .map(|address| Ok((parse_prefix(&format!("{}/{}", address.address, address.mask))?, address.flags)))
+        .collect::<Result<_, NetworkError>>()?;
     let handle = connect()?;
-    let link = wait_for_mac(&handle, &wanted.hwAddr, limit).await?;
+    let link = wait_for(&handle, &wanted, limit).await?;
     let index = link.header.index;
     let of = |what: &str| format!("{what} of interface {:?}", wanted.name);
 
-    let mut change = LinkUnspec::new_with_index(index).down();
     if !wanted.name.is_empty() && name_of(&link) != wanted.name {
-        change = change.name(wanted.name.clone());
+        free_name(&handle, &wanted.name).await?;
+        rename(&handle, &link, &wanted.name).await?;
     }
+    let mut change = LinkUnspec::new_with_index(index);
     if let Some(mtu) = u32::try_from(wanted.mtu).ok().filter(|&mtu| mtu > 0) {
         change = change.mtu(mtu);
     }
-    if wanted.raw_flags & u32::from(IFF_NOARP) != 0 {
-        change = change.arp(false);
-    }
-    handle.link().change(change.build()).execute().await.map_err(refused(of("set name and MTU")))?;
-
-    let current: Vec<_> = handle
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .execute()
-        .try_collect()
-        .await
-        .map_err(refused(of("list the addresses")))?;
-    for message in current {
-        // A link-local address is the kernel's own.
-        if message.header.scope == LINK_SCOPE.into() && message.header.family == AddressFamily::Inet6 {
-            continue;
-        }
-        handle.address().del(message).execute().await.map_err(refused(of("remove an address")))?;
-    }
-    for Prefix { address, length } in addresses {
-        let request = handle.address().add(index, address, length).replace();
-        request.execute().await.map_err(refused(of(&format!("add address {address}/{length}"))))?;
-    }
+    change = change.arp(wanted.raw_flags & u32::from(IFF_NOARP) == 0);
+    handle.link().change(change.build()).execute().await.map_err(refused(of("set the MTU")))?;
+    set_addresses(&handle, index, &addresses, &of).await?;
     let up = LinkUnspec::new_with_index(index).up().build();
     handle.link().change(up).execute().await.map_err(refused(of("bring up")))?;
     Ok(wanted)
 }
 
+/// Takes `name` from an interface that has it: the kernel numbers them in the order of the devices, and that may be the
+/// name of another one. Whoever is to have another name is given it by a request of its own.
+async fn free_name(handle: &Handle, name: &str) -> Result<(), NetworkError> {
+    let list = links(handle).await?;
+    let Some(holder) = list.iter().find(|link| name_of(link) == name) else { return Ok(()) };
+    let spare = (0..=list.len()).map(|number| format!("spare{number}"));
+    let taken = |spare: &String| list.iter().any(|link| name_of(link) == *spare);
+    let Some(spare) = spare.into_iter().find(|spare| !taken(spare)) else { return Ok(()) };
+    rename(handle, holder, &spare).await
+}
+
+/// Gives an interface another name, for which it must be down.
+async fn rename(handle: &Handle, link: &LinkMessage, name: &str) -> Result<(), NetworkError> {
+    let index = link.header.index;
+    let what = format!("rename interface {:?} to {name:?}", name_of(link));
+    if is_up(link) {
+        let down = LinkUnspec::new_with_index(index).down().build();
+        handle.link().change(down).execute().await.map_err(refused(what.clone()))?;
+    }
+    let change = LinkUnspec::new_with_index(index).name(name.to_owned()).build();
+    handle.link().change(change).execute().await.map_err(refused(what))
+}
+
+/// An address, and `IFA_F_NOPREFIXROUTE` where it has it.
+type Wanted = (Prefix, u32);
+
+fn present(message: &AddressMessage) -> Option<Wanted> {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(flags.bits()),
+        _ => None,
+    });
+    Some((convert::prefix(message)?, flags.unwrap_or_default() & IFA_F_NOPREFIXROUTE))
+}
+
+/// Brings the addresses to what is wanted, in the wanted order: the first IPv4 address of a network is the one that
+/// packets leave with. What is as wanted is not touched.
+async fn set_addresses(
+    handle: &Handle,
+    index: u32,
+    wanted: &[Wanted],
+    of: &impl Fn(&str) -> String,
+) -> Result<(), NetworkError> {
+    let query = handle.address().get().set_link_index_filter(index).execute();
+    let current: Vec<_> = query.try_collect().await.map_err(refused(of("list the addresses")))?;
+    // A link-local address is the kernel's own.
+    let own = |message: &&AddressMessage| {
+        message.header.scope == LINK_SCOPE.into() && message.header.family == AddressFamily::Inet6
+    };
+    let current: Vec<_> = current.iter().filter(|message| !own(message)).collect();
+    let have: Vec<Wanted> = current.iter().filter_map(|message| present(message)).collect();
+    let wanted: Vec<Wanted> = wanted.iter().map(|(prefix, flags)| (*prefix, flags & IFA_F_NOPREFIXROUTE)).collect();
+    let v4 = |(prefix, _): &&Wanted| prefix.address.is_ipv4();
+    // Of IPv4 from the first difference on all are set anew. IPv6 has its own rules for which address is used.
+    let same = have.iter().filter(v4).zip(wanted.iter().filter(v4)).take_while(|(have, wanted)| have == wanted);
+    let mut kept: Vec<Wanted> = same.map(|(have, _)| *have).collect();
+    kept.extend(have.iter().filter(|one| !v4(one) && wanted.contains(one)));
+    for message in current {
+        if present(message).is_some_and(|have| kept.contains(&have)) {
+            continue;
+        }
+        match handle.address().del(message.clone()).execute().await {
+            // A secondary address goes with its primary one.
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EADDRNOTAVAIL => {}
+            other => other.map_err(refused(of("remove an address")))?,
+        }
+    }
+    for (Prefix { address, length }, flags) in wanted.iter().filter(|wanted| !kept.contains(wanted)) {
+        let mut request = handle.address().add(index, *address, *length).replace();
+        // Whether another host has it was found out in the namespace that it comes from.
+        let no_search = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
+        let flags = AddressFlags::from_bits_retain(flags | no_search);
+        request.message_mut().attributes.push(AddressAttribute::Flags(flags));
+        request.execute().await.map_err(refused(of(&format!("add address {address}/{length}"))))?;
+    }
+    Ok(())
+}
+
+/// IFA_F_NOPREFIXROUTE.
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+/// IFA_F_NODAD.
+const IFA_F_NODAD: u32 = 0x02;
 /// IFF_NOARP.
 const IFF_NOARP: u16 = 0x80;
 /// RT_SCOPE_LINK.

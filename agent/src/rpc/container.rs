@@ -15,6 +15,7 @@ use stockade_agent_protocol::oci_convert::{resources_from_proto, spec_from_proto
 use ttrpc::Code;
 
 use super::error::RpcError;
+use crate::container::guest_hooks::{self, Kind};
 use crate::container::{self, Container, spec};
 use crate::mounts;
 use crate::sandbox::Sandbox;
@@ -70,13 +71,23 @@ async fn try_create(sandbox: &Sandbox, request: CreateContainerRequest) -> Resul
 }
 
 pub(super) async fn start(sandbox: Arc<Sandbox>, request: StartContainerRequest) -> Result<(), RpcError> {
-    Ok(sandbox.container(&request.container_id)?.start().await?)
+    let container = sandbox.container(&request.container_id)?;
+    container.start().await?;
+    run_guest_hooks(&sandbox, Kind::Poststart, &container).await;
+    Ok(())
+}
+
+async fn run_guest_hooks(sandbox: &Sandbox, kind: Kind, container: &Container) {
+    if let Some(dir) = sandbox.guest_hooks() {
+        guest_hooks::run(&sandbox.reaper, &dir, kind, &container.document()).await;
+    }
 }
 
 pub(super) async fn remove(sandbox: Arc<Sandbox>, request: RemoveContainerRequest) -> Result<(), RpcError> {
     let container = sandbox.container(&request.container_id)?;
     let limit = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
     container.remove(limit).await?;
+    run_guest_hooks(&sandbox, Kind::Poststop, &container).await;
     let mut mounted = sandbox.storages.lock().unwrap_or_else(PoisonError::into_inner);
     container.storages.iter().rev().for_each(|point| mounted.release(point));
     drop(mounted);

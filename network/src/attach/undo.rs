@@ -108,19 +108,20 @@ impl Undo {
             UndoAction::Filter { priority, protocol } => {
                 link.ingress.retain(|filter| !self.is_ours(filter, *priority, *protocol));
             }
-            UndoAction::Mac { was, .. } => link.mac = Some(*was),
+            UndoAction::Mac { was, substitute } if link.mac == Some(*substitute) => link.mac = Some(*was),
             UndoAction::Address(address) if !has(link, address) => link.addresses.push(address.clone()),
             _ => {}
         }
     }
 
-    /// Whether it is the link that was connected, with its own MAC address or the one that we gave it.
+    /// Whether it is the link that was connected: with its own MAC address or the one that we gave it, or, where somebody
+    /// gave it yet another, with its name.
     fn is_of(&self, link: &Link) -> bool {
         let given = self.actions.iter().any(|action| match action {
             UndoAction::Mac { substitute, .. } => link.mac == Some(*substitute),
             _ => false,
         });
-        link.index == self.link.index && (link.mac == Some(self.link.mac) || given)
+        link.index == self.link.index && (link.mac == Some(self.link.mac) || given || link.name == self.name)
     }
 
     /// Whether a filter is the one that we put there. The one that lets VLANs pass has no action to carry the mark.
@@ -170,7 +171,8 @@ pub(super) fn detach(session: &mut Session, undo: &Undo) -> Result<(), Vec<StepE
 }
 
 fn undo_one(session: &mut Session, undo: &Undo, links: &[Link], action: &UndoAction) -> Result<(), StepError> {
-    let link = links.iter().find(|link| undo.is_of(link)).map(|link| link.index);
+    let found = links.iter().find(|link| undo.is_of(link));
+    let link = found.map(|link| link.index);
     let name = undo.name.as_str();
     match (action, link) {
         (UndoAction::Tap { name }, _) => {
@@ -211,6 +213,8 @@ fn undo_one(session: &mut Session, undo: &Undo, links: &[Link], action: &UndoAct
                 tolerate(netlink.change(RouteNetlinkMessage::DelTrafficFilter(message), 0), libc::ENOENT)
             })
         }
+        // Somebody has given it another one since.
+        (UndoAction::Mac { substitute, .. }, _) if found.is_some_and(|link| link.mac != Some(*substitute)) => Ok(()),
         (UndoAction::Mac { was, .. }, Some(index)) => session
             .step(format!("give {name:?} its MAC address again"), |netlink| {
                 netlink.change(RouteNetlinkMessage::SetLink(link::with_mac(index, *was)), 0)

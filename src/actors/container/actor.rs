@@ -8,6 +8,7 @@ use super::messages::{
 use super::state::{ContainerState, Request as Asked, Verdict, verdict};
 use super::{ContainerHandle, Exit};
 use crate::actors::hook::RunHooks;
+use crate::actors::network::{Reason, Rescan};
 use crate::actors::runtime::{Ask, Envelope, Pending, Request, now, spawned, tell};
 use crate::agent::{AgentClient, AgentStdio};
 use crate::error::{ErrorKind, OpError};
@@ -47,6 +48,8 @@ pub struct ContainerSetup {
     pub rootfs: Vec<RootfsMount>,
     /// Who hears what becomes of it.
     pub front: FrontDoor,
+    /// For a sandbox's first container: looks for what was added to its network since the creation.
+    pub rescan: Option<Ask<Rescan>>,
 }
 
 /// A container.
@@ -332,8 +335,14 @@ impl Handler<Envelope<Start>> for ContainerActor {
         self.enter(ContainerState::Starting);
         self.events.starting(None);
         let hooks = self.setup.hooks.clone();
+        let rescan = self.setup.rescan.clone();
         let span = message.span.clone();
-        let started = spawned::<Self, Start, _>(message.span, async move { agent.start_container(&id).await });
+        let started = spawned::<Self, Start, _>(message.span, async move {
+            if let Some(rescan) = rescan {
+                rescan.ask(Rescan { reason: Reason::Start }).await?;
+            }
+            agent.start_container(&id).await
+        });
         Box::pin(started.then(move |result, actor, _| match actor.started(result) {
             Ok(()) => spawned::<Self, Start, _>(span, async move {
                 run_poststart(hooks, parts).await;

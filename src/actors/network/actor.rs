@@ -1,101 +1,156 @@
-//! The actix shell and the logic of the Network actor.
+//! The actix shell of the Network actor; the work is in [`super::wiring`].
 
 use super::messages::{
-    AttachNetwork, AttachedEndpoint, DetachNetwork, PlannedNetwork, PrepareNetns, ReleaseNetns, SandboxNetns,
-    ScanNetwork,
+    ConnectGuest, DescribeNetwork, DetachNetwork, NetworkDescription, PrepareNetns, Reason, ReleaseNetns, Rescan,
+    Rescanned, SandboxNetns,
 };
-use crate::actors::runtime::{Envelope, Pending, now, spawned};
+use super::wiring::Wiring;
+use crate::actors::runtime::{Envelope, Pending, ask, now, spawned};
 use crate::error::{ErrorKind, OpError};
-use crate::network::{
-    AttachOptions, Attachment, GuestNetwork, Limits, Mark, Model, NetnsError, Network, NetworkNamespace, endpoints,
-    plan,
-};
-use actix::{Actor, Context, Handler};
+use crate::network::{Limits, NetnsError, Network, NetworkNamespace, Watch};
+use crate::pipeline::SharedJournal;
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WeakAddr};
+use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+use tokio::task::AbortHandle;
 
 /// A namespace that is being made before anybody has asked for it, since the kernel needs more than a millisecond for one.
 pub type NamespaceAhead = JoinHandle<Result<NetworkNamespace, NetnsError>>;
 
+/// How long the namespace must be left to whoever changes it, who seldom changes one thing alone.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How often one change is tried: the guest may refuse a state that the namespace had only for a moment.
+const ATTEMPTS: u32 = 5;
+/// The pause after an attempt that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Owns the sandbox's network namespace.
 #[derive(Debug)]
 pub struct NetworkActor {
-    /// `[runtime] disable_new_netns`: the machine runs in the supervisor's namespace and gets no interface.
-    disabled: bool,
+    journal: SharedJournal,
     /// One that is being made before anybody has asked for it.
     ahead: Option<NamespaceAhead>,
-    held: Option<SandboxNetns>,
+    held: Held,
+    watcher: Option<AbortHandle>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Nothing,
+    /// The namespace, and what is connected in it, where anything is.
+    Netns(Option<Live>),
+    /// For good.
+    Released,
+}
+
+/// A namespace whose links are connected.
+#[derive(Debug, Clone)]
+struct Live {
+    /// Rescans take turns: they are tasks, and the lock is this actor's own.
+    wiring: Arc<Mutex<Wiring>>,
+    changes: Arc<Watch>,
+    description: watch::Receiver<NetworkDescription>,
 }
 
 impl NetworkActor {
-    /// An actor that holds nothing, but perhaps a namespace that is being made `ahead`.
-    pub fn new(disabled: bool, ahead: Option<NamespaceAhead>) -> Self {
-        Self { disabled, ahead, held: None }
+    /// An actor that holds nothing, but perhaps a namespace that is being made `ahead`. How to undo what it adds to a
+    /// namespace of someone else's it writes into the journal.
+    pub fn new(journal: SharedJournal, ahead: Option<NamespaceAhead>) -> Self {
+        Self { journal, ahead, held: Held::Nothing, watcher: None }
     }
 
-    /// Opening a namespace takes microseconds; a thread of its own makes one and ends.
-    fn prepare(&mut self, request: PrepareNetns) -> Result<SandboxNetns, OpError> {
-        if self.held.is_some() {
-            return Err(OpError::new(ErrorKind::FailedPrecondition, "the sandbox has a network namespace already"));
+    fn live(&self) -> Result<Option<Live>, OpError> {
+        match &self.held {
+            Held::Netns(live) => Ok(live.clone()),
+            Held::Nothing => {
+                Err(OpError::new(ErrorKind::FailedPrecondition, "the sandbox has no network namespace yet"))
+            }
+            Held::Released => Ok(None),
         }
-        let path = request.path.filter(|path| !path.as_os_str().is_empty());
-        let failed =
-            |error| OpError::because(ErrorKind::InvalidArgument, "cannot prepare the network namespace", error);
-        let netns = match path {
-            _ if self.disabled => SandboxNetns { descriptor: None, ours: false },
-            Some(path) => {
-                let joined = NetworkNamespace::join(&path).map_err(failed)?;
-                SandboxNetns { descriptor: Some(joined.into_shared()), ours: false }
-            }
-            None => {
-                let ahead = self.ahead.take().map(JoinHandle::join);
-                let created = ahead.unwrap_or_else(|| Ok(NetworkNamespace::create()));
-                let created = created.unwrap_or(Err(NetnsError::Panicked)).map_err(failed)?;
-                SandboxNetns { descriptor: Some(created.into_shared()), ours: true }
-            }
-        };
-        tracing::debug!(ours = netns.ours, "network namespace ready");
-        self.held = Some(netns.clone());
-        Ok(netns)
+    }
+
+    /// Rescans with each change from now on.
+    fn follow(&mut self, actor: WeakAddr<Self>, watch: Arc<Watch>) {
+        if self.watcher.is_none() {
+            self.watcher = Some(tokio::spawn(follow(actor, watch)).abort_handle());
+        }
+    }
+
+    fn stop_following(&mut self) {
+        if let Some(watcher) = self.watcher.take() {
+            watcher.abort();
+        }
     }
 }
 
-impl NetworkActor {
-    /// The namespace to connect, unless the machine runs in the supervisor's and gets no interface.
-    fn network(&self) -> Result<Option<Network>, OpError> {
-        let Some(held) = &self.held else {
-            return Err(OpError::new(ErrorKind::FailedPrecondition, "the sandbox has no network namespace yet"));
-        };
-        let Some(descriptor) = held.descriptor.clone() else { return Ok(None) };
-        let network = Network::new(descriptor, Limits::default());
-        network.map(Some).map_err(|error| OpError::internal("cannot look at the network namespace", error))
+impl Drop for NetworkActor {
+    fn drop(&mut self) {
+        self.stop_following();
     }
 }
 
-async fn scan(network: Option<Network>, model: Model) -> Result<PlannedNetwork, OpError> {
-    let Some(network) = network else { return Ok(PlannedNetwork::default()) };
-    let failed = |error| OpError::internal("cannot scan the network namespace", error);
-    let scan = network.scan().await.map_err(failed)?;
-    let refused =
-        |error| OpError::because(ErrorKind::FailedPrecondition, "cannot connect the sandbox's network", error);
-    let found = endpoints(&scan).map_err(refused)?;
-    let guest = GuestNetwork::new(&scan, &found);
-    for left_out in &guest.not_carried {
-        tracing::warn!(%left_out, "the guest's network lacks something that the namespace has");
+async fn follow(actor: WeakAddr<NetworkActor>, watch: Arc<Watch>) {
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!(%error, "changes of the network namespace are not seen any more");
+            return;
+        }
+        let mut pause = SETTLE;
+        for _ in 0..ATTEMPTS {
+            tokio::time::sleep(pause).await;
+            let Some(actor) = actor.upgrade() else { return };
+            let Err(error) = ask(actor, Rescan { reason: Reason::Event }).await else { break };
+            tracing::error!(error = error.one_line(), "the guest's network is not what the namespace holds");
+            pause = RETRY;
+        }
     }
-    let mark = Mark::random().map_err(|error| OpError::internal("cannot get random numbers", error))?;
-    let options = AttachOptions { model, ..AttachOptions::new(mark) };
-    let plans: Result<_, _> = found.iter().map(|endpoint| plan(&scan, network.id(), endpoint, &options)).collect();
-    let refused =
-        |error| OpError::because(ErrorKind::FailedPrecondition, "cannot connect the sandbox's network", error);
-    Ok(PlannedNetwork { plans: plans.map_err(refused)?, guest })
 }
 
-fn attached(attachment: Attachment) -> Result<AttachedEndpoint, OpError> {
-    let endpoint = attachment.endpoint;
-    // A plan has an MTU that fits.
-    let mtu = u16::try_from(endpoint.mtu).map_err(|error| OpError::internal("the MTU is too large", error))?;
-    let queues = attachment.queues.into_iter().map(std::sync::Arc::new).collect();
-    Ok(AttachedEndpoint { mac: endpoint.id.mac.0, mtu, queues })
+/// Opens or makes the namespace. Blocks: a new one takes the kernel more than a millisecond.
+fn prepare(
+    request: PrepareNetns,
+    ahead: Option<NamespaceAhead>,
+    journal: SharedJournal,
+) -> Result<(SandboxNetns, Option<Live>), OpError> {
+    let PrepareNetns { path, stand_in, options } = request;
+    if options.disabled {
+        return Ok((SandboxNetns { descriptor: None, ours: false }, None));
+    }
+    let joined = path.filter(|path| !path.as_os_str().is_empty());
+    let netns = match &joined {
+        Some(path) => NetworkNamespace::join(path),
+        None => create(stand_in, ahead),
+    };
+    let failed = |error| OpError::because(ErrorKind::InvalidArgument, "cannot prepare the network namespace", error);
+    let netns = netns.map_err(failed)?;
+    let ours = netns.is_created();
+    tracing::debug!(ours, "network namespace ready");
+    let descriptor = netns.into_shared();
+    let answer = SandboxNetns { descriptor: Some(descriptor.clone()), ours };
+    let Some(options) = options.attach()? else { return Ok((answer, None)) };
+    let failed = |error| OpError::internal("cannot look at the network namespace", error);
+    let network = Network::new(descriptor, Limits::default()).map_err(failed)?;
+    let changes = Arc::new(network.watch().map_err(failed)?);
+    let described = watch::Sender::default();
+    let description = described.subscribe();
+    let wiring = Wiring::new(network, joined, options, journal, changes.clone(), described);
+    Ok((answer, Some(Live { wiring: Arc::new(Mutex::new(wiring)), changes, description })))
+}
+
+/// The stand-in's, which others find by its pid; else the one that was begun ahead, or a new one.
+fn create(stand_in: Option<i32>, ahead: Option<NamespaceAhead>) -> Result<NetworkNamespace, NetnsError> {
+    if let Some(pid) = stand_in
+        && let Some(made) = NetworkNamespace::made_by(pid)?
+    {
+        return Ok(made);
+    }
+    match ahead {
+        Some(ahead) => ahead.join().unwrap_or(Err(NetnsError::Panicked)),
+        None => NetworkNamespace::create(),
+    }
 }
 
 impl Actor for NetworkActor {
@@ -106,8 +161,28 @@ impl Handler<Envelope<PrepareNetns>> for NetworkActor {
     type Result = Pending<Self, PrepareNetns>;
 
     fn handle(&mut self, message: Envelope<PrepareNetns>, _: &mut Context<Self>) -> Self::Result {
-        let _entered = message.span.entered();
-        now::<_, PrepareNetns>(self.prepare(message.request))
+        if !matches!(self.held, Held::Nothing) {
+            let what = "the sandbox has a network namespace already";
+            return now::<_, PrepareNetns>(Err(OpError::new(ErrorKind::FailedPrecondition, what)));
+        }
+        let (request, ahead, journal) = (message.request, self.ahead.take(), self.journal.clone());
+        let (sender, prepared) = tokio::sync::oneshot::channel();
+        let answered = spawned::<Self, PrepareNetns, _>(message.span, async move {
+            let prepared = tokio::task::spawn_blocking(move || prepare(request, ahead, journal)).await;
+            let (answer, live) =
+                prepared.map_err(|error| OpError::internal("cannot prepare the network namespace", error))??;
+            // Nobody takes it when the actor has gone.
+            _ = sender.send(live);
+            Ok(answer)
+        });
+        Box::pin(answered.map(move |result, actor, _| {
+            let mut prepared = prepared;
+            // A release may have come meanwhile.
+            if let (Held::Nothing, Ok(live)) = (&actor.held, prepared.try_recv()) {
+                actor.held = Held::Netns(live);
+            }
+            result
+        }))
     }
 }
 
@@ -115,35 +190,47 @@ impl Handler<Envelope<ReleaseNetns>> for NetworkActor {
     type Result = Pending<Self, ReleaseNetns>;
 
     fn handle(&mut self, _: Envelope<ReleaseNetns>, _: &mut Context<Self>) -> Self::Result {
-        self.held = None;
+        self.stop_following();
+        self.held = Held::Released;
         // One that nobody has taken goes with its thread.
         self.ahead = None;
         now::<_, ReleaseNetns>(Ok(()))
     }
 }
 
-impl Handler<Envelope<ScanNetwork>> for NetworkActor {
-    type Result = Pending<Self, ScanNetwork>;
+impl Handler<Envelope<Rescan>> for NetworkActor {
+    type Result = Pending<Self, Rescan>;
 
-    fn handle(&mut self, message: Envelope<ScanNetwork>, _: &mut Context<Self>) -> Self::Result {
-        let network = self.network();
-        let model = message.request.model;
-        spawned::<_, ScanNetwork, _>(message.span, async move { scan(network?, model).await })
+    fn handle(&mut self, message: Envelope<Rescan>, context: &mut Context<Self>) -> Self::Result {
+        let reason = message.request.reason;
+        let live = match self.live() {
+            Ok(Some(live)) => live,
+            Ok(None) => return now::<_, Rescan>(Ok(Rescanned::default())),
+            Err(error) => return now::<_, Rescan>(Err(error)),
+        };
+        let wiring = live.wiring;
+        let rescanned =
+            spawned::<Self, Rescan, _>(message.span, async move { wiring.lock().await.rescan(reason).await });
+        let address = context.address().downgrade();
+        Box::pin(rescanned.map(move |result, actor, _| {
+            // Until the first start nobody needs to know of a change at once, and the start itself looks.
+            if reason == Reason::Start && matches!(actor.held, Held::Netns(_)) {
+                actor.follow(address, live.changes);
+            }
+            result
+        }))
     }
 }
 
-impl Handler<Envelope<AttachNetwork>> for NetworkActor {
-    type Result = Pending<Self, AttachNetwork>;
+impl Handler<Envelope<ConnectGuest>> for NetworkActor {
+    type Result = Pending<Self, ConnectGuest>;
 
-    fn handle(&mut self, message: Envelope<AttachNetwork>, _: &mut Context<Self>) -> Self::Result {
-        let network = self.network();
-        let plans = message.request.plans;
-        spawned::<_, AttachNetwork, _>(message.span, async move {
-            let Some(network) = network? else { return Ok(Vec::new()) };
-            let attachments = network.attach(plans).await;
-            let attachments =
-                attachments.map_err(|error| OpError::internal("cannot connect the sandbox's network", error))?;
-            attachments.into_iter().map(attached).collect()
+    fn handle(&mut self, message: Envelope<ConnectGuest>, _: &mut Context<Self>) -> Self::Result {
+        let live = self.live();
+        let request = message.request;
+        spawned::<_, ConnectGuest, _>(message.span, async move {
+            let Some(live) = live? else { return Ok(()) };
+            live.wiring.lock().await.connect_guest(request).await
         })
     }
 }
@@ -152,12 +239,21 @@ impl Handler<Envelope<DetachNetwork>> for NetworkActor {
     type Result = Pending<Self, DetachNetwork>;
 
     fn handle(&mut self, message: Envelope<DetachNetwork>, _: &mut Context<Self>) -> Self::Result {
-        let network = self.network();
-        let undos = message.request.plans.iter().map(crate::network::Plan::undo).collect();
-        spawned::<_, DetachNetwork, _>(message.span, async move {
-            let Some(network) = network? else { return Ok(()) };
-            let detached = network.detach(undos).await;
-            detached.map_err(|error| OpError::internal("cannot disconnect the sandbox's network", error))
-        })
+        self.stop_following();
+        let Held::Netns(Some(live)) = &self.held else { return now::<_, DetachNetwork>(Ok(())) };
+        let wiring = live.wiring.clone();
+        spawned::<_, DetachNetwork, _>(message.span, async move { wiring.lock().await.detach().await })
+    }
+}
+
+impl Handler<Envelope<DescribeNetwork>> for NetworkActor {
+    type Result = Pending<Self, DescribeNetwork>;
+
+    fn handle(&mut self, _: Envelope<DescribeNetwork>, _: &mut Context<Self>) -> Self::Result {
+        let description = match &self.held {
+            Held::Netns(Some(live)) => live.description.borrow().clone(),
+            _ => NetworkDescription::default(),
+        };
+        now::<_, DescribeNetwork>(Ok(description))
     }
 }

@@ -11,6 +11,7 @@ use crate::actors::container::{
     MachineEnded,
 };
 use crate::actors::factory::{FactoryStatus, Status as AskFactoryStatus};
+use crate::actors::network::{DescribeNetwork, Reason, Rescan};
 use crate::actors::runtime::{Ask, Envelope, Pending, Request, message_times, now, spawned, tell};
 use crate::agent::AgentClient;
 use crate::error::{ErrorKind, OpError};
@@ -88,6 +89,7 @@ impl SandboxActor {
 
     /// Starts the actor of a container that is about to be created, and the means to cancel it.
     fn adopt(&mut self, request: &CreateRequest) -> (Addr<ContainerActor>, Runner) {
+        let first = self.made.is_none();
         let cancel = CancellationToken::new();
         let timeline = Timeline::begin();
         let (address, handle) = ContainerActor::launch(ContainerSetup {
@@ -100,6 +102,7 @@ impl SandboxActor {
             hooks: self.setup.facilities.hooks.clone(),
             rootfs: request.rootfs.clone(),
             front: self.setup.facilities.front.clone(),
+            rescan: first.then(|| self.setup.facilities.rescan_network.clone()),
         });
         let child = Child { address: address.clone(), handle, timeline: timeline.clone(), leaving: false };
         self.children.insert(request.id.clone(), child);
@@ -452,9 +455,16 @@ impl Handler<Envelope<ResumeSandbox>> for SandboxActor {
         let resumed = self.machine_call::<ResumeSandbox, _>(message.span, Asked::Resume, |hypervisor| async move {
             Ok(hypervisor.resume().await?)
         });
-        Box::pin(resumed.map(|result, actor, _| {
+        let rescan = self.setup.facilities.rescan_network.clone();
+        Box::pin(resumed.map(move |result, actor, _| {
             if result.is_ok() && actor.state() == SandboxState::Paused {
                 actor.enter(SandboxState::Up);
+                // What changed meanwhile could not be told to a guest that stood still.
+                tokio::spawn(async move {
+                    if let Err(error) = rescan.ask(Rescan { reason: Reason::Event }).await {
+                        tracing::warn!(error = error.one_line(), "the guest's network may not be up to date");
+                    }
+                });
             }
             result
         }))
@@ -578,7 +588,9 @@ impl Handler<Envelope<Inspect>> for SandboxActor {
             made.machine.hypervisor.clone()
         });
         let factory = self.setup.factory.clone();
+        let network = self.setup.facilities.describe_network.clone();
         spawned::<_, Inspect, _>(message.span, async move {
+            document["network"] = json!(network.ask(DescribeNetwork).await.ok());
             if let Some(Ok(metrics)) = optional(machine.as_ref().map(|machine| machine.metrics())).await {
                 document["machine"]["metrics"] = json!(metrics);
             }

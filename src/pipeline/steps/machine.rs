@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use stockade_config::Config;
-use stockade_hypervisor::{DeviceConfig, Hypervisor, StopDeadlines};
+use stockade_hypervisor::{DeviceConfig, DeviceId, Hypervisor, StopDeadlines};
 use tokio::task::JoinHandle;
 
 /// A machine that is being made, which takes nothing of the host yet: QEMU is looked for, KVM is probed. That may block
@@ -54,6 +54,8 @@ pub struct Machine {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Which backend runs it.
     pub backend: ChosenBackend,
+    /// Its network interfaces, in the order in which they were given.
+    pub interfaces: Vec<DeviceId>,
 }
 
 impl Step for StartMachine {
@@ -69,10 +71,13 @@ impl Step for StartMachine {
             source: self.share,
             cache: options.virtio_fs_cache,
         });
-        config.devices.extend(self.interfaces);
         let made = self.begun.0.await;
         let hypervisor = made.map_err(|error| OpError::internal("cannot make a virtual machine", error))??;
         hypervisor.prepare(config).await?;
+        let mut interfaces = Vec::with_capacity(self.interfaces.len());
+        for interface in self.interfaces {
+            interfaces.push(hypervisor.add_device(interface).await?);
+        }
         // Until their numbers are known, the processes die with their parent by PR_SET_PDEATHSIG.
         let record = UndoRecord::Live { what: "end the virtual machine".into() };
         let ladder = options.stop_deadlines();
@@ -86,7 +91,7 @@ impl Step for StartMachine {
             // Live, stopping the machine ends it; the record is for whoever cleans up after us.
             undo.push_live(record, AlreadyStopped)?;
         }
-        Ok(Machine { hypervisor, backend: self.backend })
+        Ok(Machine { hypervisor, backend: self.backend, interfaces })
     }
 }
 

@@ -24,7 +24,7 @@ pub use factory::AskFactory;
 pub use hooks::CreationHooks;
 pub use machine::{Machine, MachineBegun, StartMachine};
 pub use netns::{NamespaceReady, PrepareNamespace};
-pub use network::{ConnectNetwork, ConnectedNetwork, SetGuestNetwork};
+pub use network::{ConnectNetwork, RescanNetwork, SetGuestNetwork};
 pub use reserve::ReserveId;
 pub use rootfs::{ResolveRootfs, Rootfs};
 pub use share::{MakeShare, ShareFiles, SharedContainer};

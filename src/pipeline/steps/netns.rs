@@ -1,7 +1,7 @@
 //! Step 4: the network namespace, before the machine, whose processes run in it. The kernel needs about a millisecond
 //! for one, so it is begun first, and the control group is made meanwhile.
 
-use crate::actors::network::{PrepareNetns, ReleaseNetns, SandboxNetns};
+use crate::actors::network::{NetworkOptions, PrepareNetns, ReleaseNetns, SandboxNetns};
 use crate::actors::runtime::Ask;
 use crate::error::OpError;
 use crate::pipeline::{LiveUndo, Step, UndoStack};
@@ -19,6 +19,10 @@ pub struct PrepareNamespace {
     pub release: Ask<ReleaseNetns>,
     /// The path in the spec.
     pub path: Option<PathBuf>,
+    /// The stand-in, which has made one where none is named.
+    pub stand_in: Option<i32>,
+    /// How its interfaces are connected.
+    pub options: NetworkOptions,
 }
 
 /// A namespace that is being made.
@@ -32,7 +36,8 @@ impl Step for PrepareNamespace {
     async fn run(self, undo: &mut UndoStack) -> Result<NamespaceReady, OpError> {
         let record = UndoRecord::Live { what: "release the network namespace".into() };
         undo.push_live(record, Release(self.release))?;
-        let mut asked = Box::pin(async move { self.prepare.ask(PrepareNetns { path: self.path }).await });
+        let request = PrepareNetns { path: self.path, stand_in: self.stand_in, options: self.options };
+        let mut asked = Box::pin(async move { self.prepare.ask(request).await });
         // The first poll sends the request, so that a release is behind it in the actor's mailbox.
         let asked = match futures::poll!(&mut asked) {
             Poll::Ready(answer) => tokio::spawn(std::future::ready(answer)),

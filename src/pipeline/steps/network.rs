@@ -1,97 +1,59 @@
 //! Step 6: what the namespace holds after the hooks becomes interfaces of the machine. And in step 8: the guest is told.
 
-use crate::actors::network::{AttachNetwork, DetachNetwork, PlannedNetwork, ScanNetwork};
+use crate::actors::network::{ConnectGuest, DetachNetwork, Reason, Rescan};
 use crate::actors::runtime::Ask;
 use crate::agent::AgentClient;
 use crate::error::OpError;
-use crate::network::{GuestNetwork, Model, Plan};
 use crate::pipeline::{LiveUndo, Step, UndoStack};
 use crate::state::UndoRecord;
-use std::path::PathBuf;
-use stockade_config::InternetworkingModel;
-use stockade_hypervisor::{DeviceConfig, NetQueueFds};
+use std::sync::Arc;
+use stockade_hypervisor::{DeviceConfig, DeviceId, Hypervisor};
 
-/// Scans the namespace and connects what is in it.
+/// Scans the namespace and connects what is in it. How each thing is undone the Network actor writes down.
 #[derive(Debug)]
 pub struct ConnectNetwork {
-    /// Looks.
-    pub scan: Ask<ScanNetwork>,
     /// Connects.
-    pub attach: Ask<AttachNetwork>,
-    /// Disconnects.
+    pub rescan: Ask<Rescan>,
+    /// Disconnects, also what comes later.
     pub detach: Ask<DetachNetwork>,
-    /// `[runtime] internetworking_model`.
-    pub model: InternetworkingModel,
-    /// Where the namespace is, when it is someone else's.
-    pub joined: Option<PathBuf>,
-    /// Hooks were in it, who may have put something there.
-    pub hooked: bool,
-}
-
-/// What a machine and its guest get.
-#[derive(Debug, Default)]
-pub struct ConnectedNetwork {
-    /// For the machine.
-    pub devices: Vec<DeviceConfig>,
-    /// For the guest.
-    pub guest: GuestNetwork,
+    /// Somebody may have put something there: it is someone else's namespace, or hooks were in it. Else it is new, with
+    /// `lo` and nothing more.
+    pub used: bool,
 }
 
 impl Step for ConnectNetwork {
-    type Output = ConnectedNetwork;
+    type Output = Vec<DeviceConfig>;
     const NAME: &'static str = "network";
 
-    async fn run(self, undo: &mut UndoStack) -> Result<ConnectedNetwork, OpError> {
-        // Nobody else has seen a namespace of ours: there is `lo` and nothing more.
-        if self.joined.is_none() && !self.hooked {
-            return Ok(ConnectedNetwork::default());
+    async fn run(self, undo: &mut UndoStack) -> Result<Vec<DeviceConfig>, OpError> {
+        undo.push_live(UndoRecord::Live { what: "disconnect the network".into() }, Detach(self.detach))?;
+        if !self.used {
+            return Ok(Vec::new());
         }
-        let model = match self.model {
-            InternetworkingModel::Tcfilter => Model::TcFilter,
-            InternetworkingModel::Macvtap => Model::Macvtap,
-            InternetworkingModel::None => return Ok(ConnectedNetwork::default()),
-        };
-        let PlannedNetwork { plans, guest } = self.scan.ask(ScanNetwork { model }).await?;
-        if plans.is_empty() {
-            return Ok(ConnectedNetwork::default());
-        }
-        let record = match self.joined {
-            Some(netns) => UndoRecord::DetachNetwork { netns, undos: plans.iter().map(Plan::undo).collect() },
-            None => UndoRecord::Live { what: "disconnect the network".into() },
-        };
-        undo.push_live(record, Detach { ask: self.detach, plans: plans.clone() })?;
-        let attached = self.attach.ask(AttachNetwork { plans }).await?;
-        let devices = attached
-            .into_iter()
-            .map(|endpoint| DeviceConfig::Net {
-                mac: endpoint.mac,
-                queues: NetQueueFds(endpoint.queues),
-                mtu: endpoint.mtu,
-            })
-            .collect();
-        Ok(ConnectedNetwork { devices, guest })
+        Ok(self.rescan.ask(Rescan { reason: Reason::Creation }).await?.devices)
     }
 }
 
-struct Detach {
-    ask: Ask<DetachNetwork>,
-    plans: Vec<Plan>,
-}
+struct Detach(Ask<DetachNetwork>);
 
 #[async_trait::async_trait]
 impl LiveUndo for Detach {
     async fn undo(self: Box<Self>) -> Result<(), OpError> {
-        self.ask.ask(DetachNetwork { plans: self.plans }).await
+        self.0.ask(DetachNetwork).await
     }
 }
 
 /// Tells the guest.
 #[derive(Debug)]
 pub struct SetGuestNetwork {
+    /// Tells it.
+    pub connect: Ask<ConnectGuest>,
+    /// The machine.
+    pub machine: Arc<dyn Hypervisor>,
     /// Its agent.
     pub agent: AgentClient,
-    /// What it is told.
-    pub guest: GuestNetwork,
+    /// The machine's interfaces.
+    pub devices: Vec<DeviceId>,
 }
 
 impl Step for SetGuestNetwork {
@@ -99,6 +61,23 @@ impl Step for SetGuestNetwork {
     const NAME: &'static str = "guest-network";
 
     async fn run(self, _: &mut UndoStack) -> Result<(), OpError> {
-        self.agent.set_network(&self.guest).await
+        let request = ConnectGuest { machine: self.machine, agent: self.agent, devices: self.devices };
+        self.connect.ask(request).await
+    }
+}
+
+/// After the hooks of a further container, which may have changed the sandbox's network.
+#[derive(Debug)]
+pub struct RescanNetwork {
+    /// Looks.
+    pub rescan: Ask<Rescan>,
+}
+
+impl Step for RescanNetwork {
+    type Output = ();
+    const NAME: &'static str = "network-rescan";
+
+    async fn run(self, _: &mut UndoStack) -> Result<(), OpError> {
+        self.rescan.ask(Rescan { reason: Reason::Hooks }).await.map(drop)
     }
 }

@@ -9,13 +9,14 @@ use async_trait::async_trait;
 use stockade_agent_protocol::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest, ExecProcessRequest,
     GetOOMEventRequest, OOMEvent, PauseContainerRequest, ReadStreamRequest, ReadStreamResponse, RemoveContainerRequest,
-    ResumeContainerRequest, SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest, WaitProcessRequest,
-    WaitProcessResponse,
+    ResumeContainerRequest, Routes, SetGuestDateTimeRequest, SignalProcessRequest, StartContainerRequest,
+    UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WaitProcessResponse,
 };
 use stockade_agent_protocol::agent_ttrpc::{AgentService, create_agent_service};
 use stockade_agent_protocol::empty::Empty;
 use stockade_agent_protocol::health::{CheckRequest, VersionCheckResponse};
 use stockade_agent_protocol::health_ttrpc::{Health, create_health};
+use stockade_agent_protocol::types::Interface;
 use stockade_hypervisor::ExitCause;
 use stockade_hypervisor::fake::{Cut, FakeControl};
 use tokio::net::UnixStream;
@@ -230,6 +231,19 @@ impl AgentService for FakeAgent {
 
     async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> ttrpc::Result<Empty> {
         self.asked("close_stdin", &process(&request.container_id, &request.exec_id)).await.map(|()| Empty::new())
+    }
+
+    async fn update_interface(&self, _: &TtrpcContext, request: UpdateInterfaceRequest) -> ttrpc::Result<Interface> {
+        let interface = request.interface.unwrap_or_default();
+        let addresses = interface.IPAddresses.iter().map(|address| format!(" {}", address.address));
+        let about = std::iter::once(interface.name.clone()).chain(addresses).collect::<String>();
+        self.asked("update_interface", &about).await.map(|()| interface)
+    }
+
+    async fn update_routes(&self, _: &TtrpcContext, request: UpdateRoutesRequest) -> ttrpc::Result<Routes> {
+        let routes = request.routes.unwrap_or_default();
+        let about: Vec<_> = routes.Routes.iter().map(|route| route.dest.clone()).collect();
+        self.asked("update_routes", &about.join(" ")).await.map(|()| routes)
     }
 
     async fn set_guest_date_time(&self, _: &TtrpcContext, _: SetGuestDateTimeRequest) -> ttrpc::Result<Empty> {

@@ -124,7 +124,9 @@ impl Sandbox {
         let (events, told) = Events::channel();
         let name = id.parse().expect("an id");
         store.make_sandbox_dir(&name).expect("a directory");
-        let network = NetworkActor::new(false, Some(std::thread::spawn(NetworkNamespace::create))).start();
+        let journal = SharedJournal::new(Journal::new(store.journal_file(&name)));
+        let ahead = std::thread::spawn(NetworkNamespace::create);
+        let network = NetworkActor::new(journal.clone(), Some(ahead)).start();
         let factory = FactoryActor::default().start();
         let facilities = Facilities {
             store: store.clone(),
@@ -132,9 +134,10 @@ impl Sandbox {
             backends: backends.clone(),
             prepare_netns: Ask::actor(network.clone()),
             release_netns: Ask::actor(network.clone()),
-            scan_network: Ask::actor(network.clone()),
-            attach_network: Ask::actor(network.clone()),
-            detach_network: Ask::actor(network),
+            rescan_network: Ask::actor(network.clone()),
+            connect_guest: Ask::actor(network.clone()),
+            detach_network: Ask::actor(network.clone()),
+            describe_network: Ask::actor(network),
             hooks: Ask::actor(HookActor.start()),
             factory: Ask::actor(factory.clone()),
             front: FrontDoor { events, ..FrontDoor::default() },
@@ -142,7 +145,7 @@ impl Sandbox {
         let (handle, state) = SandboxActor::launch(SandboxSetup {
             id: name,
             facilities: Arc::new(facilities),
-            journal: SharedJournal::new(Journal::new(store.journal_file(&id.parse().expect("an id")))),
+            journal,
             factory: Ask::actor(factory),
             inject_failure: step.map(str::to_owned),
         });

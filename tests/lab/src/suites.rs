@@ -9,6 +9,8 @@ pub enum Need {
     Kvm,
     /// Control groups of version 2 alone.
     ControlGroups2,
+    /// Every kind of link that a sandbox's network may have: ipvlan and VLAN are not in every kernel.
+    LinkKinds,
 }
 
 /// Tests of one test program, or of all of a package, that run with one backend.
@@ -45,6 +47,17 @@ pub const SUITES: &[Suite] = &[
         always: false,
         ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade-agent")
     },
+    Suite {
+        target: Some("attach"),
+        prefix: "packets_pass_through_an_ipvlan",
+        ..suite("links", Need::LinkKinds, None, "stockade-network")
+    },
+    Suite {
+        target: Some("attach"),
+        prefix: "a_link_and_the_vlan",
+        ..suite("links", Need::LinkKinds, None, "stockade-network")
+    },
+    Suite { target: Some("scan"), prefix: "a_scan_finds", ..suite("links", Need::LinkKinds, None, "stockade-network") },
     Suite { target: Some("contract"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-kvm") },
     Suite {
         target: Some("contract"),

@@ -77,10 +77,11 @@ async fn packets_pass_through_an_ipvlan_in_both_modes() {
         world.ip("addr add 10.0.0.2/24 dev net1");
         world.ip("addr add fd00::2/64 dev net1");
         if mode == "l3" {
-            // It routes in the namespace of the link below, which is this one, and answers no ARP for the address.
-            world.ip("addr add 10.0.0.3/24 dev eth0");
-            world.ip("addr del 10.0.0.3/24 dev eth0");
+            // It routes in the namespace of the link below, which is this one, and knows no ARP: answers for its address,
+            // which are its own and not the link's, are dropped.
+            world.ip_outside("link set peer0 address 02:00:00:00:01:00");
             world.ip("route add 10.0.0.1/32 dev eth0");
+            world.ip("neigh add 10.0.0.1 lladdr 02:00:00:00:01:00 dev eth0");
             world.ip_outside("neigh add 10.0.0.2 lladdr 02:00:00:00:00:00 dev peer0");
         }
         let before = world.picture();

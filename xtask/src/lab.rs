@@ -22,8 +22,10 @@ use stockade_lab::wire::{End, Job};
 use crate::build::Binaries;
 use crate::{build, command, setup};
 
-/// All tests of one place together; what is not begun by then counts as failed.
+/// All tests of one place together, as part of every run; what is not begun by then counts as failed.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
+/// The same for tests that were asked for.
+const ASKED_LIMIT: Duration = Duration::from_secs(10 * 60 * 60);
 /// How many times longer a test's deadlines are in a lab host.
 const SLOWNESS: &str = "8";
 /// MiB that a lab host gets where there is enough, and the least that is of use.
@@ -32,7 +34,7 @@ const LEAST_MEMORY: u64 = 1536;
 
 #[derive(Debug, Args)]
 pub(crate) struct LabArgs {
-    /// Only tests whose "suite package::program name" contains one of these
+    /// Only tests whose "suite package::program name" contains one of these, or begins with what follows its ^
     filters: Vec<String>,
     /// Run this one command in a lab host, whatever this host's KVM can do, instead of tests
     #[arg(last = true)]
@@ -84,12 +86,13 @@ pub(crate) fn tests(binaries: &Binaries, guest: &GuestAssets, filters: &[String]
         }
     }
     let environment = build::test_environment(binaries, guest)?;
+    let limit = if filters.is_empty() { LIMIT } else { ASKED_LIMIT };
     let mut tally = Tally::default();
     let listing = listing::list(on_host, &programs, filters)?;
     if !listing.tests.is_empty() {
         eprintln!("{} tests with KVM run on this host", listing.tests.len());
     }
-    tally.merge(run_tests(&Here, listing, &environment));
+    tally.merge(run_tests(&Here, listing, &environment, limit));
 
     let listing = listing::list(in_lab, &programs, filters)?;
     if listing.tests.is_empty() {
@@ -101,7 +104,7 @@ pub(crate) fn tests(binaries: &Binaries, guest: &GuestAssets, filters: &[String]
         let slow = ("STOCKADE_TEST_SLOWNESS".to_owned(), SLOWNESS.to_owned());
         let all_links = ("STOCKADE_TEST_ALL_LINK_KINDS".to_owned(), "1".to_owned());
         let environment = environment.into_iter().chain([slow, all_links]).collect();
-        tally.merge(run_tests(&labs, listing, &environment));
+        tally.merge(run_tests(&labs, listing, &environment, limit));
     }
     if tally.lost > 0 {
         eprintln!(
@@ -112,9 +115,9 @@ pub(crate) fn tests(binaries: &Binaries, guest: &GuestAssets, filters: &[String]
     Ok(tally)
 }
 
-fn run_tests(place: &dyn Place, listing: Listing, environment: &BTreeMap<String, String>) -> Tally {
+fn run_tests(place: &dyn Place, listing: Listing, environment: &BTreeMap<String, String>, limit: Duration) -> Tally {
     let mut tally = Tally::skipping(listing.skipped);
-    pool::run(place, listing.tests, environment, LIMIT, |outcome| {
+    pool::run(place, listing.tests, environment, limit, |outcome| {
         let text = tally.add(&outcome);
         print!("{text}");
         let _shown = std::io::stdout().flush();

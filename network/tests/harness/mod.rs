@@ -68,6 +68,13 @@ impl World {
         ));
         self.ip_outside(&format!("link set peer{number} up"));
         self.ip(&format!("link set eth{number} up"));
+        // The kernel gives the link-local address once it has heard that both ends are up.
+        wait(|| self.shows(&format!("-6 -o addr show dev eth{number} scope link"), "fe80:"));
+    }
+
+    /// Whether `ip` with these words, in the sandbox's namespace, says `wanted`.
+    fn shows(&self, words: &str, wanted: &str) -> bool {
+        run(&self.sandbox, "ip", words).is_ok_and(|text| text.contains(wanted))
     }
 
     /// Runs `ip` with these words in the sandbox's namespace.

@@ -84,7 +84,13 @@ fn package(id: &str) -> String {
     name.to_owned()
 }
 
-/// Lists the tests of `suites`: those whose titles contain one of `filters`; without filters, those of every run.
+/// Whether a title contains a filter, or begins with what follows its `^`.
+fn matches(title: &str, filter: &str) -> bool {
+    filter.strip_prefix('^').map_or_else(|| title.contains(filter), |begin| title.starts_with(begin))
+}
+
+/// Lists the tests of `suites`: those whose titles contain one of `filters`, or begin with what follows a filter's `^`;
+/// without filters, those of every run.
 ///
 /// # Errors
 /// When a suite has no test program, or one does not list its tests.
@@ -115,7 +121,7 @@ pub fn list<'a>(
                 let wanted = if filters.is_empty() {
                     suite.always
                 } else {
-                    filters.iter().any(|filter| title.contains(filter.as_str()))
+                    filters.iter().any(|filter| matches(&title, filter))
                 };
                 if wanted && !ignored.contains(&test.name) {
                     listing.tests.push(test);
@@ -161,6 +167,14 @@ mod tests {
         let names: Vec<_> = found.iter().map(|one| (one.package.as_str(), one.target.as_str())).collect();
         assert_eq!(names, [("stockade-tests", "life"), ("stockade", "")]);
         assert_eq!(found[0].directory, Path::new("/w/tests"));
+    }
+
+    #[test]
+    fn a_filter_is_a_part_of_a_title_or_its_beginning() {
+        let title = "qemu-kvm stockade-tests::many two_at_once";
+        for (filter, wanted) in [("kvm", true), ("^kvm", false), ("^qemu-kvm stock", true), ("one", false)] {
+            assert_eq!(matches(title, filter), wanted, "{filter}");
+        }
     }
 
     #[test]

@@ -39,8 +39,11 @@ impl<R: Request> Message for Envelope<R> {
 /// The answer of a handler that takes time.
 pub type Pending<A, R> = ResponseActFuture<A, Result<<R as Request>::Answer, OpError>>;
 
+/// What becomes the answer to a request.
+type Answering<R> = BoxFuture<'static, Result<<R as Request>::Answer, OpError>>;
+
 /// Something that answers requests of one kind: an actor, or in tests a function.
-pub struct Ask<R: Request>(Arc<dyn Fn(R) -> BoxFuture<'static, Result<R::Answer, OpError>> + Send + Sync>);
+pub struct Ask<R: Request>(Arc<dyn Fn(R) -> Answering<R> + Send + Sync>);
 
 impl<R: Request> Clone for Ask<R> {
     fn clone(&self) -> Self {

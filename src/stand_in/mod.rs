@@ -104,7 +104,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     // Standard error is the container's: nothing but its output may go there. Its end tells `create` enough.
-    stand(&arguments).map_or(ExitCode::from(LOST), ExitCode::from)
+    ExitCode::from(stand(&arguments).unwrap_or(LOST))
 }
 
 fn stand(arguments: &Arguments) -> io::Result<u8> {

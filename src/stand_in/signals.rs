@@ -50,11 +50,9 @@ impl SignalReader<'_> {
     /// The next signal that asks for an end: SIGINT, SIGTERM, SIGHUP or SIGQUIT. Others are dropped.
     pub(crate) async fn next_ending(&self) -> io::Result<Signal> {
         loop {
-            match Signal::try_from(self.next().await?) {
-                Ok(signal @ (Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)) => {
-                    return Ok(signal);
-                }
-                _ => {}
+            let signal = Signal::try_from(self.next().await?);
+            if let Ok(signal @ (Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)) = signal {
+                return Ok(signal);
             }
         }
     }

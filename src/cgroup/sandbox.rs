@@ -6,7 +6,7 @@ use super::{CgroupError, remove_directories, systemd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 const ATTEMPTS: usize = 16;
 /// How long systemd may take to make a scope's directory.
 const SCOPE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A group that has one of these counts memory: version 2's, version 1's.
+const MEMORY_FILES: [&str; 2] = ["memory.current", "memory.usage_in_bytes"];
 
 /// What [`SandboxCgroup::plan`] would make.
 #[derive(Debug)]
@@ -53,7 +56,15 @@ impl SandboxCgroup {
         &self.leaves
     }
 
-    /// Puts a process, with its threads, into the group. A hierarchy of version 1 that refuses it is passed over.
+    /// `cgroup.procs`, open for writing, where memory is counted.
+    pub fn memory_procs(&self) -> Vec<File> {
+        let counts = |leaf: &&PathBuf| MEMORY_FILES.iter().any(|name| leaf.join(name).exists());
+        let open = |leaf: &PathBuf| File::options().write(true).open(leaf.join("cgroup.procs")).ok();
+        self.leaves.iter().filter(counts).filter_map(open).collect()
+    }
+
+    /// Puts a process, with its threads, into the group, where it is not yet. A hierarchy of version 1 that refuses it is
+    /// passed over.
     ///
     /// # Errors
     /// No hierarchy took it.
@@ -61,7 +72,8 @@ impl SandboxCgroup {
         let mut joined = false;
         let mut refused = None;
         for leaf in &self.leaves {
-            match fs::write(leaf.join("cgroup.procs"), pid.to_string()) {
+            // Joining makes the whole host wait for a grace period of the kernel's, also where it changes nothing.
+            match has_process(leaf, pid).and_then(|there| if there { Ok(()) } else { join(leaf, pid) }) {
                 Ok(()) => joined = true,
                 Err(source) => {
                     tracing::debug!(?leaf, pid, error = %source, "process does not join");
@@ -110,6 +122,15 @@ impl SandboxCgroup {
     }
 }
 
+fn has_process(leaf: &Path, pid: i32) -> io::Result<bool> {
+    let text = fs::read_to_string(leaf.join("cgroup.procs"))?;
+    Ok(text.lines().any(|line| line.parse() == Ok(pid)))
+}
+
+fn join(leaf: &Path, pid: i32) -> io::Result<()> {
+    fs::write(leaf.join("cgroup.procs"), pid.to_string())
+}
+
 impl CgroupPlan {
     fn new(place: Place, mut hierarchies: Vec<Hierarchy>) -> Result<Self, CgroupError> {
         let mut directories = Vec::new();
@@ -156,7 +177,12 @@ impl CgroupPlan {
         for hierarchy in &self.hierarchies {
             let leaf = hierarchy.mount_point.join(path);
             match make_directory(&leaf, &hierarchy.mount_point, hierarchy.has_cpuset()) {
-                Ok(()) => leaves.push(leaf),
+                Ok(()) => {
+                    if hierarchy.is_unified() {
+                        hand_out_controllers(&hierarchy.mount_point, &leaf);
+                    }
+                    leaves.push(leaf);
+                }
                 Err(error) => {
                     tracing::debug!(hierarchy = hierarchy.name, %error, "control group hierarchy is skipped");
                     // What was made of it on the way goes at once; the rest was never there.
@@ -231,6 +257,32 @@ fn inherit_cpuset(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A group of version 2 has the controllers that the one above hands out. Each above `leaf` hands out all that it has
+/// itself, as runc does it; one that has processes cannot, and the group counts and limits that much less.
+fn hand_out_controllers(mount_point: &Path, leaf: &Path) {
+    let mut above: Vec<&Path> = leaf.ancestors().skip(1).take_while(|group| group.starts_with(mount_point)).collect();
+    above.reverse();
+    for group in above {
+        let words = |name: &str| fs::read_to_string(group.join(name)).unwrap_or_default();
+        let (has, gives) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+        let wanted: Vec<String> = has
+            .split_whitespace()
+            .filter(|controller| !gives.split_whitespace().any(|given| given == *controller))
+            .map(|controller| format!("+{controller}"))
+            .collect();
+        let give = |words: &str| fs::write(group.join("cgroup.subtree_control"), words);
+        if wanted.is_empty() || give(&wanted.join(" ")).is_ok() {
+            continue;
+        }
+        // Together they are all or none.
+        for controller in wanted {
+            if let Err(error) = give(&controller) {
+                tracing::debug!(?group, controller, %error, "a controller is not handed out");
+            }
+        }
+    }
 }
 
 fn wait_for_any(leaves: Vec<PathBuf>, unit: &str) -> Result<Vec<PathBuf>, CgroupError> {

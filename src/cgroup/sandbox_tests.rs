@@ -94,6 +94,25 @@ fn a_real_group_takes_processes_and_goes_without_a_trace() {
 }
 
 #[test]
+fn a_group_has_all_controllers_of_its_host_and_counts_memory() {
+    let path = PathBuf::from(format!("/test-{}-controllers/inner/leaf", std::process::id()));
+    let plan = SandboxCgroup::plan("unused", Some(&path), false).expect("planned");
+    let mounts = plan.hierarchies.clone();
+    // Where no control group can be made at all, an explicit path is an error.
+    let Ok(Some(group)) = plan.create() else { return };
+    let controllers = |group: &Path| fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+    for leaf in &group.leaves {
+        let mount = mounts.iter().find(|mount| leaf.starts_with(&mount.mount_point)).expect("a hierarchy has it");
+        assert_eq!(controllers(leaf), controllers(&mount.mount_point), "{}", leaf.display());
+    }
+    let counted = mounts.iter().any(|mount| {
+        mount.name.split(',').any(|name| name == "memory") || controllers(&mount.mount_point).contains("memory")
+    });
+    assert_eq!(group.memory_procs().len(), usize::from(counted));
+    group.remove().expect("removed");
+}
+
+#[test]
 fn removal_waits_for_the_last_process_to_end() {
     let id = format!("test-{}-wait", std::process::id());
     let Some(group) = SandboxCgroup::plan(&id, None, false).expect("planned").create().expect("made") else { return };

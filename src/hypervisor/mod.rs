@@ -128,6 +128,7 @@ pub fn machine_config(
         memory: options.default_memory,
         max_memory: options.max_memory(host_memory()),
         netns: None,
+        memory_cgroups: Vec::new(),
         // The machine's vsock ends in a process of its own, so every machine may have the same address.
         guest_cid: 3,
         devices: Vec::new(),

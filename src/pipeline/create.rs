@@ -13,6 +13,7 @@ use crate::actors::network::{
 };
 use crate::actors::runtime::Ask;
 use crate::agent::{AgentClient, GuestSandbox};
+use crate::cgroup::SandboxCgroup;
 use crate::error::{ErrorKind, OpError};
 use crate::events::Events;
 use crate::hypervisor::{Backends, ChosenBackend};
@@ -309,6 +310,7 @@ async fn sandbox_steps(
     };
     let interfaces = runner.run(connect, sandbox_undo).await?;
     let share = runner.run(MakeShare { directory: directory.join("shared") }, sandbox_undo).await?;
+    let cgroup = runner.run(begun, sandbox_undo).await?;
     let start = StartMachine {
         begun: begun_machine,
         config: config.clone(),
@@ -318,9 +320,10 @@ async fn sandbox_steps(
         share: share.clone(),
         interfaces,
         netns: netns.descriptor.clone(),
+        memory_cgroups: cgroup.iter().flat_map(SandboxCgroup::memory_procs).collect(),
     };
     let machine = runner.run(start, sandbox_undo).await?;
-    let join = JoinCgroup { begun, processes: machine.hypervisor.processes() };
+    let join = JoinCgroup { cgroup, processes: machine.hypervisor.processes() };
     let cgroup = runner.run(join, sandbox_undo).await?;
     let connect = ConnectAgent {
         hypervisor: machine.hypervisor.clone(),

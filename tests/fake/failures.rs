@@ -10,7 +10,7 @@ use stockade_hypervisor::fake::AgentMode;
 use stockade_hypervisor::{ExitCause, HypervisorError, Operation};
 
 /// The steps of a sandbox's creation, in order.
-const STEPS: [&str; 20] = [
+const STEPS: [&str; 21] = [
     "bundle",
     "configuration",
     "reserve-id",
@@ -23,8 +23,9 @@ const STEPS: [&str; 20] = [
     "hooks",
     "network",
     "share",
-    "machine",
     "cgroup",
+    "machine",
+    "join-cgroup",
     "agent",
     "guest-network",
     "share-files",

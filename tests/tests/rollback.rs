@@ -49,7 +49,7 @@ fn a_failure_before_the_machine_leaves_nothing() {
 #[test]
 fn a_failure_once_the_machine_runs_leaves_nothing() {
     let stockade = Stockade::new();
-    for step in ["machine", "cgroup", "agent"] {
+    for step in ["cgroup", "machine", "join-cgroup", "agent"] {
         fails_at(&stockade, step);
     }
 }

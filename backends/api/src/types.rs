@@ -112,6 +112,9 @@ pub struct VmConfig {
     pub max_memory: MiB,
     /// An open network namespace that the hypervisor process runs in; `None`: the caller's.
     pub netns: Option<Arc<OwnedFd>>,
+    /// `cgroup.procs`, open for writing, of each control group that counts the processes' memory: they are put into them
+    /// before they have a guest's, since what a process has is counted where it was when it got it.
+    pub memory_cgroups: Vec<Arc<OwnedFd>>,
     /// The guest's vsock context id, 3 or more.
     pub guest_cid: u32,
     /// Devices there from the boot. A share is usually among them.

@@ -106,6 +106,7 @@ impl Fixture for Fake {
             memory: MiB(128),
             max_memory: MiB(128),
             netns: None,
+            memory_cgroups: Vec::new(),
             guest_cid: 3,
             devices: vec![DeviceConfig::Share { tag: "contract".to_owned(), source: share, cache: ShareCache::Auto }],
             console: ConsoleSink(Arc::new(|_| {})),

@@ -125,6 +125,7 @@ fn with_files(
         memory: MiB(192),
         max_memory: MiB(192),
         netns: None,
+        memory_cgroups: Vec::new(),
         guest_cid: 3,
         devices: vec![DeviceConfig::Share { tag: "contract".to_owned(), source: share, cache: ShareCache::Auto }],
         console: ConsoleSink(Arc::new(sink)),

@@ -40,6 +40,10 @@ pub struct Launch {
     pub keep: Vec<Arc<OwnedFd>>,
     /// The network namespace that it begins in; `None`: the caller's.
     pub netns: Option<Arc<OwnedFd>>,
+    /// `cgroup.procs`, open for writing, of the control groups that it is put into while it starts; see
+    /// [`VmConfig::memory_cgroups`](stockade_hypervisor::VmConfig::memory_cgroups). One that does not take it costs
+    /// nothing but a line in the log.
+    pub cgroups: Vec<Arc<OwnedFd>>,
     /// Begins as process 1 of a PID namespace of its own. Signals that it has no handler for do nothing to it then, but
     /// for SIGKILL.
     pub pid_namespace: bool,
@@ -165,6 +169,11 @@ fn spawn(launch: &Launch) -> Result<Spawned, SpawnError> {
     let pid = i32::try_from(child.id()).map_err(|e| fail("find the process id of")(io::Error::other(e)))?;
     // Not reaped before its descriptor exists, so the id still means this child.
     let pidfd = sys::pidfd_open(pid).map_err(fail("open a descriptor of the process"))?;
+    for cgroup in &launch.cgroups {
+        if let Err(error) = nix::unistd::write(cgroup, pid.to_string().as_bytes()) {
+            tracing::debug!(%error, pid, role = %launch.role, "the process does not join a control group at its start");
+        }
+    }
     Ok(Spawned { pid, pidfd, output })
 }
 
@@ -327,6 +336,7 @@ mod tests {
             args: vec!["-c".into(), script.into()],
             keep: Vec::new(),
             netns: None,
+            cgroups: Vec::new(),
             pid_namespace: false,
         }
     }

@@ -14,6 +14,7 @@ fn config() -> VmConfig {
         memory: MiB(256),
         max_memory: MiB(2048),
         netns: None,
+        memory_cgroups: Vec::new(),
         guest_cid: 3,
         devices: Vec::new(),
         console: ConsoleSink(Arc::new(|_| {})),

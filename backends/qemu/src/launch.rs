@@ -162,6 +162,7 @@ fn plan(
         args: command_line::build(options, &parts),
         keep: to_qemu.into_keep(),
         netns: config.netns.clone(),
+        cgroups: config.memory_cgroups.clone(),
         pid_namespace: false,
     };
     let devices = Launch {
@@ -172,6 +173,7 @@ fn plan(
         args: std::iter::once("vhost-user".to_owned()).chain(args.to_args()).map(Into::into).collect(),
         keep: to_devices.into_keep(),
         netns: None,
+        cgroups: config.memory_cgroups.clone(),
         pid_namespace: false,
     };
     Ok(Plan { hypervisor, devices, qmp, console, log, lifeline })

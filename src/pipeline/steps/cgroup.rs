@@ -42,11 +42,20 @@ impl Step for BeginCgroup {
     }
 }
 
-/// Puts the machine's processes into it.
+impl Step for CgroupBegun {
+    type Output = Option<SandboxCgroup>;
+    const NAME: &'static str = "cgroup";
+
+    async fn run(self, _: &mut UndoStack) -> Result<Self::Output, OpError> {
+        self.0.await.map_err(|error| OpError::internal(CANNOT, error))?.map_err(failed)
+    }
+}
+
+/// Puts the machine's processes into it, as far as they are not in it from their start.
 #[derive(Debug)]
 pub struct JoinCgroup {
     /// The group.
-    pub begun: CgroupBegun,
+    pub cgroup: Option<SandboxCgroup>,
     /// The processes.
     pub processes: Vec<VmProcess>,
 }
@@ -54,18 +63,21 @@ pub struct JoinCgroup {
 impl Step for JoinCgroup {
     /// The group's directories, one a hierarchy.
     type Output = Vec<PathBuf>;
-    const NAME: &'static str = "cgroup";
+    const NAME: &'static str = "join-cgroup";
 
     async fn run(self, _: &mut UndoStack) -> Result<Vec<PathBuf>, OpError> {
-        let made = self.begun.0.await.map_err(|error| OpError::internal(CANNOT, error))?.map_err(failed)?;
-        for process in self.processes {
-            if let Some(cgroup) = &made
-                && let Err(error) = cgroup.add_process(process.pid)
-            {
-                tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
+        let Some(cgroup) = self.cgroup else { return Ok(Vec::new()) };
+        let leaves = cgroup.leaves().to_vec();
+        // Each hierarchy makes the thread wait for a grace period of the kernel's.
+        let joining = tokio::task::spawn_blocking(move || {
+            for process in self.processes {
+                if let Err(error) = cgroup.add_process(process.pid) {
+                    tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
+                }
             }
-        }
-        Ok(made.map(|cgroup| cgroup.leaves().to_vec()).unwrap_or_default())
+        });
+        joining.await.map_err(|error| OpError::internal("cannot join the control group", error))?;
+        Ok(leaves)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::ids::SandboxId;
 use crate::pipeline::{LiveUndo, Step, UndoStack};
 use crate::state::{ProcessId, UndoRecord};
 use crate::storage::SHARE_TAG;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct StartMachine {
     pub interfaces: Vec<DeviceConfig>,
     /// The namespace of its processes.
     pub netns: Option<Arc<OwnedFd>>,
+    /// `cgroup.procs` of each control group that counts their memory.
+    pub memory_cgroups: Vec<File>,
 }
 
 /// A machine that runs.
@@ -66,6 +69,7 @@ impl Step for StartMachine {
         let options = self.config.machine(self.backend.backend).clone();
         let mut config = machine_config(&self.config, &self.backend, &self.sandbox, &self.directory)?;
         config.netns = self.netns;
+        config.memory_cgroups = self.memory_cgroups.into_iter().map(|file| Arc::new(file.into())).collect();
         config.devices.push(DeviceConfig::Share {
             tag: SHARE_TAG.into(),
             source: self.share,

@@ -131,6 +131,7 @@ fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<P
         keep: passed.into_keep(),
         // It makes one of its own, which is empty; the taps are open.
         netns: None,
+        cgroups: config.memory_cgroups.clone(),
         pid_namespace: true,
     };
     Ok(Plan { launch, begin, control, console, log })

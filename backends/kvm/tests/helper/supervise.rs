@@ -23,6 +23,7 @@ pub(crate) fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
         memory: MiB(192),
         max_memory: MiB(192),
         netns: None,
+        memory_cgroups: Vec::new(),
         guest_cid: 3,
         devices: Vec::new(),
         console: ConsoleSink(Arc::new(|_| {})),

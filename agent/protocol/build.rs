@@ -10,6 +10,7 @@ fn main() -> io::Result<()> {
         "protos/agent.proto",
         "protos/csi.proto",
         "protos/health.proto",
+        "protos/network.proto",
         "protos/oci.proto",
         "protos/processes.proto",
         "protos/types.proto",

@@ -2,7 +2,7 @@
 
 use super::network;
 use crate::error::{ErrorKind, OpError};
-use crate::network::{GuestInterface, GuestNeighbour, GuestRoute};
+use crate::network::{GuestInterface, GuestNeighbour, GuestRoute, Mac};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use std::time::Duration;
 use stockade_agent_protocol::agent::{
@@ -15,6 +15,8 @@ use stockade_agent_protocol::agent::{
 use stockade_agent_protocol::agent_ttrpc::AgentServiceClient;
 use stockade_agent_protocol::health::{CheckRequest, VersionCheckResponse};
 use stockade_agent_protocol::health_ttrpc::HealthClient;
+use stockade_agent_protocol::network::ReleaseInterfaceRequest;
+use stockade_agent_protocol::network_ttrpc::NetworkClient;
 use stockade_agent_protocol::oci_convert::{self, ConvertError};
 use stockade_agent_protocol::processes::{ListProcessesRequest, ProcessInfo};
 use stockade_agent_protocol::processes_ttrpc::ProcessesClient;
@@ -34,6 +36,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 pub struct AgentClient {
     agent: AgentServiceClient,
     health: HealthClient,
+    network: NetworkClient,
     processes: ProcessesClient,
     /// For calls that should answer at once.
     request_timeout: Duration,
@@ -73,6 +76,7 @@ impl AgentClient {
         Self {
             agent: AgentServiceClient::new(client.clone()),
             health: HealthClient::new(client.clone()),
+            network: NetworkClient::new(client.clone()),
             processes: ProcessesClient::new(client),
             request_timeout,
             create_timeout,
@@ -118,6 +122,18 @@ impl AgentClient {
         request.interface = Some(network::interface(interface, known)).into();
         let answer = self.agent.update_interface(self.soon(), &request).await;
         answer.map(drop).map_err(failed("set up a network interface in the guest"))
+    }
+
+    /// Has the guest's kernel let go of an interface whose device is about to be taken away.
+    ///
+    /// # Errors
+    /// The guest refused, or its agent does not know the call.
+    pub async fn release_interface(&self, name: &str, mac: Mac) -> Result<(), OpError> {
+        let mut request = ReleaseInterfaceRequest::new();
+        request.name = name.to_owned();
+        request.hw_addr = mac.to_string();
+        let answer = self.network.release_interface(self.soon(), &request).await;
+        answer.map(drop).map_err(failed("release a network interface in the guest"))
     }
 
     /// Replaces all the guest's routes but those that its kernel makes for its addresses.

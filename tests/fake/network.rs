@@ -130,6 +130,7 @@ fn interfaces_are_there_from_the_boot_added_at_the_start_and_with_each_event_and
 
         world.ip("link del eth2");
         eventually("no second device", || devices(&sandbox) == [1, 3]).await;
+        assert!(sandbox.agent.was_asked("release_interface eth2 02:00:00:00:00:02"), "{:?}", sandbox.agent.calls());
         eventually("its record is struck out", || recorded(&sandbox) == 2).await;
         // The same link with another MAC address is another interface.
         world.ip("link set eth3 address 02:00:00:00:00:33");

@@ -1,7 +1,7 @@
 //! The contract between the supervisor and the agent in the guest: messages, ttrpc client and server.
 //!
-//! The contract is Kata's by wire (package `grpc`, services `AgentService` and `Health`), plus one
-//! service of this project's own (`stockade.agent.v1.Processes`).
+//! The contract is Kata's by wire (package `grpc`, services `AgentService` and `Health`), plus two
+//! services of this project's own (`stockade.agent.v1.Processes` and `stockade.agent.v1.Network`).
 #![allow(
     missing_docs,
     missing_debug_implementations,

@@ -2,7 +2,11 @@
 
 mod convert;
 
+use std::fs;
+use std::io;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
@@ -38,6 +42,13 @@ pub(crate) enum NetworkError {
     /// Nothing has that address or name.
     #[error("the guest has no network interface {0:?}")]
     NoInterface(String),
+    /// A device's driver stays with it.
+    #[error("cannot take interface {name:?} from its driver")]
+    Driver {
+        name: String,
+        #[source]
+        source: std::io::Error,
+    },
     /// A request that cannot be read.
     #[error("{what} {value:?} is not understood")]
     BadRequest { what: &'static str, value: String },
@@ -144,6 +155,35 @@ pub(crate) async fn update_interface(wanted: Interface, limit: Duration) -> Resu
     let up = LinkUnspec::new_with_index(index).up().build();
     handle.link().change(up).execute().await.map_err(refused(of("bring up")))?;
     Ok(wanted)
+}
+
+/// Has the driver of an interface let go of it where the device is a virtio-mmio one: Linux keeps those, whatever ACPI says,
+/// and with them the interface. Other devices are taken away by their bus, and an interface that is not there is released.
+pub(crate) async fn release_interface(name: &str, mac: &str) -> Result<(), NetworkError> {
+    let mac = parse_mac(mac)?;
+    let list = links(&connect()?).await?;
+    if !list.iter().any(|link| name_of(link) == name && mac_of(link) == mac) {
+        return Ok(());
+    }
+    let unbind = {
+        let device = Path::new("/sys/class/net").join(name).join("device");
+        // .../LNRO0005:03/virtio2, and above it the device on the bus.
+        move || {
+            let device = fs::canonicalize(device)?;
+            let Some(slot) = device.parent() else { return Ok(()) };
+            let driver = fs::canonicalize(slot.join("driver"))?;
+            match slot.file_name() {
+                Some(slot) if driver.ends_with("virtio-mmio") => fs::write(driver.join("unbind"), slot.as_bytes()),
+                _ => Ok(()),
+            }
+        }
+    };
+    let unbound = tokio::task::spawn_blocking(unbind).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    match unbound {
+        // It has no device, or that was quicker.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        unbound => unbound.map_err(|source| NetworkError::Driver { name: name.to_owned(), source }),
+    }
 }
 
 /// Takes `name` from an interface that has it: the kernel numbers them in the order of the devices, and that may be the

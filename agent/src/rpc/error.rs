@@ -100,7 +100,7 @@ impl From<NetworkError> for RpcError {
         let code = match &error {
             NetworkError::BadRequest { .. } => Code::INVALID_ARGUMENT,
             NetworkError::NoInterface(_) => Code::NOT_FOUND,
-            NetworkError::Netlink { .. } | NetworkError::Socket(_) => Code::INTERNAL,
+            NetworkError::Netlink { .. } | NetworkError::Socket(_) | NetworkError::Driver { .. } => Code::INTERNAL,
         };
         RpcError::of(code, &error)
     }

@@ -23,6 +23,8 @@ use stockade_agent_protocol::empty::Empty;
 use stockade_agent_protocol::health::health_check_response::ServingStatus;
 use stockade_agent_protocol::health::{CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use stockade_agent_protocol::health_ttrpc::{Health, create_health};
+use stockade_agent_protocol::network::ReleaseInterfaceRequest;
+use stockade_agent_protocol::network_ttrpc::{Network, create_network};
 use stockade_agent_protocol::processes::{ListProcessesRequest, ListProcessesResponse};
 use stockade_agent_protocol::processes_ttrpc::{Processes, create_processes};
 use stockade_agent_protocol::types;
@@ -47,6 +49,7 @@ pub(crate) fn services(sandbox: &Arc<Sandbox>) -> Vec<HashMap<String, Service>> 
     vec![
         create_agent_service(Arc::clone(&calls) as Arc<_>),
         create_health(Arc::clone(&calls) as Arc<_>),
+        create_network(Arc::clone(&calls) as Arc<_>),
         create_processes(calls),
     ]
 }
@@ -231,5 +234,12 @@ impl Health for Calls {
 impl Processes for Calls {
     async fn list_processes(&self, _: &TtrpcContext, r: ListProcessesRequest) -> Answer<ListProcessesResponse> {
         Ok(processes::list(&self.0, &r)?)
+    }
+}
+
+#[async_trait]
+impl Network for Calls {
+    async fn release_interface(&self, _: &TtrpcContext, r: ReleaseInterfaceRequest) -> Answer<Empty> {
+        to_the_end(async move { Ok(crate::network::release_interface(&r.name, &r.hw_addr).await?) }).await.map(empty)
     }
 }

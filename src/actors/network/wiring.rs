@@ -327,8 +327,18 @@ impl Wiring {
     /// Takes a link from the machine and undoes what was done for it.
     async fn disconnect(&mut self, id: EndpointId) {
         let Some(at) = self.connected.iter().position(|connected| connected.endpoint.id == id) else { return };
-        let Connected { endpoint, recorded, device, .. } = self.connected.remove(at);
+        let Connected { endpoint, recorded, device, told, .. } = self.connected.remove(at);
         if let (Some(guest), Some(device)) = (&self.guest, device) {
+            // Needed where the machine's bus cannot take a device back: the guest would keep the interface.
+            if let Some(told) = told
+                && let Err(error) = guest.agent.release_interface(&told, id.mac).await
+            {
+                tracing::debug!(
+                    name = endpoint.name,
+                    error = error.one_line(),
+                    "the guest does not release an interface"
+                );
+            }
             match guest.machine.remove_device(&device).await {
                 Ok(()) | Err(HypervisorError::NoSuchDevice(_)) => {}
                 // It is of no more use there, but no harm either.

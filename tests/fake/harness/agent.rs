@@ -16,6 +16,8 @@ use stockade_agent_protocol::agent_ttrpc::{AgentService, create_agent_service};
 use stockade_agent_protocol::empty::Empty;
 use stockade_agent_protocol::health::{CheckRequest, VersionCheckResponse};
 use stockade_agent_protocol::health_ttrpc::{Health, create_health};
+use stockade_agent_protocol::network::ReleaseInterfaceRequest;
+use stockade_agent_protocol::network_ttrpc::{Network, create_network};
 use stockade_agent_protocol::types::Interface;
 use stockade_hypervisor::ExitCause;
 use stockade_hypervisor::fake::{Cut, FakeControl};
@@ -110,6 +112,7 @@ impl FakeAgent {
             let mut server = Server::new()
                 .add_listener(Listener::new(one.chain(futures::stream::pending())))
                 .register_service(create_agent_service(Arc::new(agent.clone())))
+                .register_service(create_network(Arc::new(agent.clone())))
                 .register_service(create_health(Arc::new(agent)));
             server.start().await.expect("a server");
             pending::<()>().await;
@@ -262,5 +265,12 @@ impl Health for FakeAgent {
         let mut answer = VersionCheckResponse::new();
         answer.agent_version = "fake".into();
         Ok(answer)
+    }
+}
+
+#[async_trait]
+impl Network for FakeAgent {
+    async fn release_interface(&self, _: &TtrpcContext, request: ReleaseInterfaceRequest) -> ttrpc::Result<Empty> {
+        self.asked("release_interface", &format!("{} {}", request.name, request.hw_addr)).await.map(|()| Empty::new())
     }
 }

@@ -5,7 +5,7 @@
 //!   sandbox ── (what the plugin makes) ── host ── veth: up0 10.200.0.1, wan 10.200.0.2 ── outside
 //! ```
 
-use super::world::{World, able_to_ping, call, path_of};
+use super::world::{World, able_to_ping, call, known, path_of};
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -215,19 +215,27 @@ fn what_cni_plugins_and_netavark_make_reaches_the_guest() {
     cni(&world, "DEL", &id, "ptp", &ptp);
     gone("ptp");
 
-    // A macvlan does not reach its own host, so its neighbour is outside.
+    // They do not reach their own host, so their neighbour is outside.
     world.ip_outside("addr add 10.24.0.1/24 dev wan");
-    let macvlan = json!({
-        "cniVersion": "0.4.0", "name": "macvlan", "type": "macvlan", "master": "up0", "mode": "bridge",
-        "ipam": {"type": "static", "addresses": [{"address": "10.24.0.2/24", "gateway": "10.24.0.1"}],
-            "routes": [{"dst": "0.0.0.0/0"}]},
-    });
-    cni(&world, "ADD", &id, "macvlan", &macvlan);
-    world.guest_agrees(&stockade, &id, "macvlan");
-    world.pings(&stockade, &id, "10.24.0.2", "10.24.0.1", 1400);
-    assert_eq!(guest.hello(&world.outside, "10.24.0.2:7000".parse().unwrap()), "hello\n", "macvlan");
-    cni(&world, "DEL", &id, "macvlan", &macvlan);
-    gone("macvlan");
+    for (kind, mode) in [("macvlan", "bridge"), ("ipvlan", "l2")] {
+        if !known(&world.host, &format!("link add tried link up0 type {kind}")) {
+            continue;
+        }
+        world.ip_host("link del tried");
+        let config = json!({
+            "cniVersion": "0.4.0", "name": kind, "type": kind, "master": "up0", "mode": mode,
+            "ipam": {"type": "static", "addresses": [{"address": "10.24.0.2/24", "gateway": "10.24.0.1"}],
+                "routes": [{"dst": "0.0.0.0/0"}]},
+        });
+        cni(&world, "ADD", &id, kind, &config);
+        world.guest_agrees(&stockade, &id, kind);
+        world.pings(&stockade, &id, "10.24.0.2", "10.24.0.1", 1400);
+        assert_eq!(guest.hello(&world.outside, "10.24.0.2:7000".parse().unwrap()), "hello\n", "{kind}");
+        cni(&world, "DEL", &id, kind, &config);
+        gone(kind);
+        // The next one has another MAC address.
+        world.ip_outside("neigh flush dev wan");
+    }
 
     // As Podman calls it.
     let netavark = json!({

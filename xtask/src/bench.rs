@@ -9,8 +9,7 @@ use crate::{build, command, setup};
 
 /// Prepares everything and runs the benchmarks whose name contains `filter`.
 pub(crate) fn run(filter: Option<&str>, arguments: &[String]) -> Result<ExitCode> {
-    // containerd, for what is compared with runc.
-    setup::install(setup::Purpose::Test)?;
+    setup::install(setup::Purpose::Bench)?;
     let binaries = build::binaries()?;
     let guest = build::guest(&binaries, stockade_guest::GuestKind::Initrd)?;
     let text = command::output(command::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;

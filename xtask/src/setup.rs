@@ -17,6 +17,8 @@ pub(crate) enum Purpose {
     Image,
     /// All tests.
     Test,
+    /// All benchmarks.
+    Bench,
 }
 
 impl Purpose {
@@ -52,6 +54,7 @@ const PACKAGES: &[Package] = &[
     package("netavark", Purpose::Test, "the tests make sandboxes' networks as Podman does"),
     package("iptables", Purpose::Test, "the ports that both of them publish"),
     package("iproute2", Purpose::Test, "the tests look at links and network namespaces with it"),
+    package("iperf3", Purpose::Bench, "measures the network of a guest"),
 ];
 
 /// Installs what is missing for `purpose`. Nothing is asked and, when nothing is missing, nothing is done.
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn preparing_for_tests_includes_everything() {
-        assert!(PACKAGES.iter().all(|package| package.since <= Purpose::Test));
+    fn preparing_for_benchmarks_includes_everything() {
+        assert!(PACKAGES.iter().all(|package| package.since <= Purpose::Bench));
     }
 }

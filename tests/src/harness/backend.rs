@@ -28,7 +28,9 @@ impl Backend {
         known.unwrap_or_else(|| panic!("{VARIABLE} is {name:?}, not one of {:?}", Self::ALL.map(Self::name)))
     }
 
-    fn name(self) -> &'static str {
+    /// As STOCKADE_TEST_BACKEND has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::QemuTcg => "qemu-tcg",
             Self::QemuKvm => "qemu-kvm",

@@ -186,8 +186,17 @@ impl Stockade {
     /// As [`Self::new`].
     #[must_use]
     pub fn with_config(machine: &str, rest: &str) -> Self {
-        let machine = format!("[hypervisor.{}]\n{machine}", Backend::under_test().section());
-        let mut config = base_config();
+        Self::with_backend(Backend::under_test(), machine, rest)
+    }
+
+    /// The same with a backend that need not be the one under test: benchmarks compare several.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_backend(backend: Backend, machine: &str, rest: &str) -> Self {
+        let machine = format!("[hypervisor.{}]\n{machine}", backend.section());
+        let mut config = base_config(backend);
         for layer in [&machine, rest] {
             merge(&mut config, toml::from_str(layer).expect("a test's configuration is TOML"));
         }
@@ -524,8 +533,8 @@ impl Drop for Stockade {
 }
 
 /// The default configuration of the tests. Time limits are the product's own, as long as this machine needs them.
-fn base_config() -> toml::Table {
-    let (guest, backend) = (guest(), Backend::under_test());
+fn base_config(backend: Backend) -> toml::Table {
+    let guest = guest();
     let limit = |default: u32| default * wait::slowness();
     let mut config = toml::toml! {
         [runtime]

@@ -166,6 +166,49 @@ fn a_pod_of_two_containers_lives_as_a_kubelet_wants_it() {
 }
 
 #[test]
+fn exec_and_attach_carry_streams_a_terminal_and_the_status() {
+    let containerd = Containerd::with_cri();
+    let before = containerd.host();
+    let cri = containerd.cri();
+    let name = containerd.stockade().id("streams");
+    let pod = pod(&name, &containerd.stockade().folder().join("logs"), &[]);
+    let request = RunPodSandboxRequest {
+        config: Some(pod.clone()).into(),
+        runtime_handler: HANDLER.into(),
+        ..Default::default()
+    };
+    let sandbox = cri.run_pod(request).unwrap();
+    let mut request = container(&pod, &sandbox, "one", NamespaceMode::CONTAINER, &[]);
+    let config = request.config.mut_or_insert_default();
+    config.stdin = true;
+    config.args = vec!["while read line; do echo got $line; echo about $line >&2; done".into()];
+    let id = cri.run_container(request).unwrap();
+
+    let mut attached = cri.attach(&id).unwrap();
+    attached.write("hello\n");
+    attached.expect("got hello\n");
+    // Who attaches goes, and the container goes on.
+    drop(attached);
+    let mut again = cri.attach(&id).unwrap();
+    again.write("more\n");
+    again.expect("got more\n");
+    again.expect_error("about more\n");
+    assert!(!again.stdout().contains("hello"), "{}", again.stdout());
+
+    let mut exec = cri.exec_streams(&id, "read word; echo out $word; echo err $word >&2; exit 7", false).unwrap();
+    exec.write("hi\n");
+    assert_eq!((exec.wait(), exec.stdout().as_str(), exec.stderr().as_str()), (7, "out hi\n", "err hi\n"));
+    let mut exec = cri.exec_streams(&id, "while :; do stty size; sleep 0.2; done", true).unwrap();
+    exec.resize(93, 41);
+    exec.expect("41 93\r\n");
+    exec.write("\u{3}");
+    assert_eq!(exec.wait(), 130);
+
+    cri.remove_pod(&sandbox).unwrap();
+    containerd.assert_host(&before);
+}
+
+#[test]
 fn a_pod_that_cannot_be_had_says_why_and_leaves_nothing() {
     let containerd = Containerd::with_cri();
     let before = containerd.host();

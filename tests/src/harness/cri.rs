@@ -20,10 +20,12 @@ pub mod messages {
     include!(concat!(env!("OUT_DIR"), "/cri/cri.rs"));
 }
 
+use super::RemoteCommand;
 use messages::{
-    ContainerRequest, ContainerStats, ContainerStatsResponse, ContainerStatus, ContainerStatusResponse,
-    CreateContainerRequest, CreateContainerResponse, Empty, ExecSyncRequest, ExecSyncResponse, PodSandboxRequest,
-    RunPodSandboxRequest, RunPodSandboxResponse, StopContainerRequest, UpdateContainerResourcesRequest,
+    AttachRequest, ContainerRequest, ContainerStats, ContainerStatsResponse, ContainerStatus, ContainerStatusResponse,
+    CreateContainerRequest, CreateContainerResponse, Empty, ExecRequest, ExecSyncRequest, ExecSyncResponse,
+    PodSandboxRequest, RunPodSandboxRequest, RunPodSandboxResponse, StopContainerRequest, StreamResponse,
+    UpdateContainerResourcesRequest,
 };
 
 /// How long a call may take, a boot under emulation included.
@@ -143,6 +145,41 @@ impl Cri {
         let response: ExecSyncResponse = self.call("ExecSync", request)?;
         let text = [response.stdout, response.stderr].concat();
         Ok((response.exit_code, String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Exec of a line of shell, with a terminal or without: its streams.
+    ///
+    /// # Errors
+    /// The plugin's.
+    pub fn exec_streams(&self, id: &str, script: &str, tty: bool) -> Result<RemoteCommand, Status> {
+        let request = ExecRequest {
+            container_id: id.to_owned(),
+            cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            tty,
+            stdin: true,
+            stdout: true,
+            // A terminal has one output.
+            stderr: !tty,
+            ..ExecRequest::default()
+        };
+        let response: StreamResponse = self.call("Exec", request)?;
+        Ok(RemoteCommand::open(&response.url))
+    }
+
+    /// Attach to a container without a terminal: its streams.
+    ///
+    /// # Errors
+    /// The plugin's.
+    pub fn attach(&self, id: &str) -> Result<RemoteCommand, Status> {
+        let request = AttachRequest {
+            container_id: id.to_owned(),
+            stdin: true,
+            stdout: true,
+            stderr: true,
+            ..AttachRequest::default()
+        };
+        let response: StreamResponse = self.call("Attach", request)?;
+        Ok(RemoteCommand::open(&response.url))
     }
 
     fn call<T: Message, U: Message>(&self, method: &'static str, request: T) -> Result<U, Status> {

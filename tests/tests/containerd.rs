@@ -374,10 +374,11 @@ fn a_pods_supervisor_that_is_killed_is_an_exit_of_each_container_and_leaves_noth
 }
 
 #[test]
-fn several_containers_start_at_once_and_know_nothing_of_each_other() {
-    let containerd = Containerd::new();
+fn twenty_containers_start_at_once_and_know_nothing_of_each_other() {
+    // Many more than a host has processors: each waits for the others.
+    let containerd = Containerd::with_config("boot_timeout = 300\ndefault_memory = 128", "");
     let before = containerd.host();
-    let ids: Vec<String> = (0..6).map(|_| containerd.stockade().id("many")).collect();
+    let ids: Vec<String> = (0..20).map(|_| containerd.stockade().id("many")).collect();
     let begin = Instant::now();
     let running: Vec<_> = ids
         .iter()
@@ -387,7 +388,7 @@ fn several_containers_start_at_once_and_know_nothing_of_each_other() {
         })
         .collect();
     for (id, call) in ids.iter().zip(running) {
-        assert_eq!(call.wait(CALL * 2).ok().text(), format!("{id}\n"));
+        assert_eq!(call.wait(CALL * 4).ok().text(), format!("{id}\n"));
     }
     println!("{} containers ran at once in {:?}", ids.len(), begin.elapsed());
     containerd.assert_host(&before);

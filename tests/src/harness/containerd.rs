@@ -51,7 +51,16 @@ impl Containerd {
     /// When containerd is not installed or does not start, or the image cannot be imported.
     #[must_use]
     pub fn new() -> Self {
-        Self::in_namespace(NAMESPACE)
+        Self::in_namespace(NAMESPACE, Stockade::new())
+    }
+
+    /// As [`Self::new`], with options added to the configuration, as [`Stockade::with_config`] takes them.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_config(machine: &str, rest: &str) -> Self {
+        Self::in_namespace(NAMESPACE, Stockade::with_config(machine, rest))
     }
 
     /// As [`Self::new`], with the CRI plugin, which has a runtime handler [`HANDLER`] and a network that is none.
@@ -60,11 +69,10 @@ impl Containerd {
     /// As [`Self::new`].
     #[must_use]
     pub fn with_cri() -> Self {
-        Self::in_namespace(CRI_NAMESPACE)
+        Self::in_namespace(CRI_NAMESPACE, Stockade::new())
     }
 
-    fn in_namespace(namespace: &'static str) -> Self {
-        let stockade = Stockade::new();
+    fn in_namespace(namespace: &'static str, stockade: Stockade) -> Self {
         let folder = stockade.folder().join("containerd");
         fs::create_dir_all(folder.join("bin")).expect("a temporary folder can be written to");
         let shim = folder.join("bin/containerd-shim-stockade-v2");

@@ -38,6 +38,11 @@ const fn suite(name: &'static str, need: Need, backend: Option<&'static str>, pa
     Suite { name, need, backend, package, target: None, prefix: "", limit: Duration::from_secs(600), always: true }
 }
 
+/// Tests of a program of the vm tier, with the built-in monitor.
+const fn kvm(target: &'static str, prefix: &'static str) -> Suite {
+    Suite { target: Some(target), prefix, ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") }
+}
+
 /// In the order in which they run: the quick ones first. A test that several of a name have is the first one's.
 pub const SUITES: &[Suite] = &[
     Suite { target: Some(""), prefix: "cgroup::", ..suite("cgroup-v2", Need::ControlGroups2, None, "stockade") },
@@ -64,14 +69,22 @@ pub const SUITES: &[Suite] = &[
         prefix: "microvm::",
         ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu")
     },
-    Suite { target: Some("life_cycle"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
-    Suite { target: Some("oci_resources"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
-    // The one that makes every call; all of the program's take half an hour in lab hosts.
-    Suite {
-        target: Some("containerd"),
-        prefix: "a_detached_container",
-        ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests")
-    },
+    kvm("life_cycle", ""),
+    kvm("oci_resources", ""),
+    // Of each of the larger programs what makes most of its calls: all of them take three quarters of an hour in lab
+    // hosts.
+    kvm("containerd", "a_detached_container"),
+    kvm("containerd", "a_pods_containers"),
+    kvm("cri", "a_pod_of_two"),
+    kvm("cri", "exec_and_attach"),
+    kvm("podman", "a_container_has"),
+    kvm("runc_shim", ""),
+    kvm("hooks", "hooks_of_every_kind"),
+    kvm("network", "engines::what_a_prestart"),
+    kvm("network", "table::a_guest_has"),
+    kvm("network", "table::a_link_that_stays"),
+    kvm("crash", "a_machine_killed_while_the_container_runs"),
+    kvm("crash", "a_supervisor_killed_while_the_container_runs"),
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
     Suite { always: false, ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },

@@ -376,7 +376,10 @@ fn a_pods_supervisor_that_is_killed_is_an_exit_of_each_container_and_leaves_noth
 #[test]
 fn twenty_containers_start_at_once_and_know_nothing_of_each_other() {
     // Many more than a host has processors: each waits for the others.
-    let containerd = Containerd::with_config("boot_timeout = 300\ndefault_memory = 128", "");
+    let containerd = Containerd::with_config(
+        "boot_timeout = 300\ndefault_memory = 128",
+        "[runtime]\ncreate_timeout = 600\n[agent.kata]\ncreate_container_timeout = 300\nrequest_timeout = 300",
+    );
     let before = containerd.host();
     let ids: Vec<String> = (0..20).map(|_| containerd.stockade().id("many")).collect();
     let begin = Instant::now();

@@ -13,10 +13,10 @@ pub(crate) struct Count {
 
 impl Count {
     /// Adds what a line reports, if it is a runner's summary: nextest's one line for all tests, or cargo's one for each
-    /// program.
+    /// program. (nextest shows the output of a test that fails, cargo's line in it, indented; the test may pass when it
+    /// is run again.)
     pub(crate) fn add_line(&mut self, line: &str) {
-        let line = line.trim();
-        let Some(counts) = nextest_summary(line).or_else(|| line.strip_prefix("test result:")) else {
+        let Some(counts) = nextest_summary(line.trim()).or_else(|| line.strip_prefix("test result:")) else {
             return;
         };
         for (number, word) in pairs(counts) {
@@ -91,7 +91,9 @@ mod tests {
 
     #[test]
     fn other_lines_count_nothing() {
-        assert_eq!(count(&["3 passed", "test a ... ok", ""]), Count::default());
+        // The last is what a test wrote that failed at first.
+        let lines = ["3 passed", "test a ... ok", "", "    test result: FAILED. 0 passed; 1 failed; 0 ignored"];
+        assert_eq!(count(&lines), Count::default());
     }
 
     #[test]

@@ -14,14 +14,14 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ioctls::IoEventAddress;
-use vmm_sys_util::eventfd::EventFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::assembly::Parts;
 use super::{ExitKind, MachineError, SLOTS, SlotIndex, SlotState};
 use crate::bus::SharedDevice;
 use crate::memory::layout::{slot_gsi, slot_registers};
-use crate::virtio::transport::{MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState};
+use crate::virtio::transport::{INTERRUPT_ACKNOWLEDGE_OFFSET, MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState};
 use crate::virtio::{Counts, DeviceKind, EventLoops, Threads, VirtioDevice};
 use crate::vm::{Vm, kvm_error};
 
@@ -38,6 +38,8 @@ enum Slot {
 struct Taken {
     transport: Arc<Mutex<MmioTransport>>,
     kicks: Vec<Arc<EventFd>>,
+    /// Takes the driver's acknowledgements, which nobody reads: KVM does so without an exit.
+    acknowledged: EventFd,
 }
 
 impl Taken {
@@ -107,8 +109,10 @@ impl Slots {
 
         let kicks = transport.kicks().to_vec();
         let registers = slot_registers(slot.0);
-        bind(&parts.vm, &transport, slot, &kicks)?;
-        let taken = Taken { transport: Arc::new(Mutex::new(transport)), kicks };
+        let acknowledged = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(|source| MachineError::Host { what: "make a descriptor for acknowledgements", source })?;
+        bind(&parts.vm, &transport, slot, &kicks, &acknowledged)?;
+        let taken = Taken { transport: Arc::new(Mutex::new(transport)), kicks, acknowledged };
         let device = Arc::clone(&taken.transport) as SharedDevice;
         parts.surroundings.mmio.insert(registers, ExitKind::Virtio, device);
         if let Err(error) = parts.plug_page.show_slot(slot.0, true) {
@@ -196,7 +200,13 @@ fn restore(transport: &mut MmioTransport, saved: &SlotState) -> Result<(), Machi
 }
 
 /// Lets KVM raise the slot's interrupt and take the guest's notifications.
-fn bind(vm: &Vm, transport: &MmioTransport, slot: SlotIndex, kicks: &[Arc<EventFd>]) -> Result<(), MachineError> {
+fn bind(
+    vm: &Vm,
+    transport: &MmioTransport,
+    slot: SlotIndex,
+    kicks: &[Arc<EventFd>],
+    acknowledged: &EventFd,
+) -> Result<(), MachineError> {
     let line = transport.interrupt_line();
     vm.fd().register_irqfd(line, slot_gsi(slot.0)).map_err(kvm_error("raise a device's interrupt by a descriptor"))?;
     for (index, kick) in (0u32..).zip(kicks) {
@@ -209,6 +219,10 @@ fn bind(vm: &Vm, transport: &MmioTransport, slot: SlotIndex, kicks: &[Arc<EventF
             return Err(kvm_error("take a device's notifications by a descriptor")(error));
         }
     }
+    if let Err(error) = vm.fd().register_ioevent(acknowledged, &acknowledge_address(slot), NoDatamatch) {
+        // It is an exit then, and works all the same.
+        tracing::debug!(%error, "KVM does not take acknowledgements");
+    }
     Ok(())
 }
 
@@ -217,11 +231,16 @@ fn unbind(vm: &Vm, slot: SlotIndex, taken: &Taken) {
     for (index, kick) in (0u32..).zip(&taken.kicks) {
         let _ = vm.fd().unregister_ioevent(kick, &notify_address(slot), index);
     }
+    let _ = vm.fd().unregister_ioevent(&taken.acknowledged, &acknowledge_address(slot), NoDatamatch);
     let _ = vm.fd().unregister_irqfd(taken.lock().interrupt_line(), slot_gsi(slot.0));
 }
 
 fn notify_address(slot: SlotIndex) -> IoEventAddress {
     IoEventAddress::Mmio(slot_registers(slot.0).start + QUEUE_NOTIFY_OFFSET)
+}
+
+fn acknowledge_address(slot: SlotIndex) -> IoEventAddress {
+    IoEventAddress::Mmio(slot_registers(slot.0).start + INTERRUPT_ACKNOWLEDGE_OFFSET)
 }
 
 fn plug_error(error: vm_memory::GuestMemoryError) -> MachineError {

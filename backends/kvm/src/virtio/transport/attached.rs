@@ -127,7 +127,7 @@ impl Attached {
             },
             Readable::QueueSizeMax => self.selected().map_or(0, |queue| queue.max_size.into()),
             Readable::QueueReady => self.selected().is_some_and(|queue| queue.ready).into(),
-            Readable::InterruptStatus => self.interrupt.status(),
+            Readable::InterruptStatus => self.interrupt.take_status(),
             Readable::Status if self.interrupt.needs_reset() => self.status | status::NEEDS_RESET,
             Readable::Status => self.status,
             // There is no shared memory region: its length and base are all ones (virtio 1.2, section 4.2.2).
@@ -149,9 +149,9 @@ impl Attached {
             Writable::QueueUsed(half) => return self.describe_ring(half, value, |queue| &mut queue.used),
             Writable::QueueReady => return self.set_queue_ready(value),
             Writable::QueueNotify => return self.notify(value),
-            Writable::InterruptAcknowledge => self.interrupt.acknowledge(value),
             Writable::Status => return self.write_status(value),
-            Writable::SharedMemorySelect => {}
+            // What is acknowledged was so when it was read.
+            Writable::InterruptAcknowledge | Writable::SharedMemorySelect => {}
         }
         true
     }

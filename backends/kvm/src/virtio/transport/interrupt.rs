@@ -41,8 +41,11 @@ impl SlotInterrupt {
         self.status.load(Ordering::SeqCst)
     }
 
-    pub(super) fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
+    /// What the driver reads, which with that counts as acknowledged. A driver reads once for each interrupt, and then
+    /// writes what it has read (virtio 1.2, section 4.2.2): so that write says nothing new, and need not be seen, which
+    /// spares the guest an exit. What comes between the two is not lost either: it interrupts again.
+    pub(super) fn take_status(&self) -> u32 {
+        self.status.swap(0, Ordering::SeqCst)
     }
 
     pub(super) fn generation(&self) -> u32 {
@@ -85,7 +88,7 @@ impl SlotInterrupt {
         self.config_pending.load(Ordering::SeqCst)
     }
 
-    /// Interrupts again if the guest has not acknowledged all: it may have been stopped in between.
+    /// Interrupts again if the guest has not read all: it may have been stopped in between.
     pub(super) fn repeat(&self) {
         if self.status() != 0 {
             self.interrupt();
@@ -136,15 +139,16 @@ mod tests {
     }
 
     #[test]
-    fn used_buffers_and_changes_are_told_apart_until_they_are_acknowledged() {
+    fn used_buffers_and_changes_are_told_apart_and_once() {
         let interrupt = interrupt();
         interrupt.driver_ready();
         interrupt.queue(0);
         interrupt.config();
-        assert_eq!(interrupt.status(), USED | CONFIG);
         assert_eq!(interrupt.line.read().unwrap(), 2);
-        interrupt.acknowledge(USED);
-        assert_eq!(interrupt.status(), CONFIG);
+        assert_eq!(interrupt.take_status(), USED | CONFIG);
+        assert_eq!(interrupt.status(), 0);
+        interrupt.config();
+        assert_eq!(interrupt.take_status(), CONFIG);
     }
 
     #[test]

@@ -30,5 +30,5 @@ mod status;
 mod tests;
 
 pub use mmio::{DeviceState, MmioTransport, TransportError};
-pub use registers::{CONFIG_OFFSET, QUEUE_NOTIFY_OFFSET, WINDOW_SIZE};
+pub use registers::{CONFIG_OFFSET, INTERRUPT_ACKNOWLEDGE_OFFSET, QUEUE_NOTIFY_OFFSET, WINDOW_SIZE};
 pub use state::{RestoreError, TransportState};

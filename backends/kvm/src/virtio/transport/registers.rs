@@ -7,6 +7,8 @@ pub const WINDOW_SIZE: u64 = 0x1000;
 
 /// Where the driver writes a queue's index to notify the device.
 pub const QUEUE_NOTIFY_OFFSET: u64 = abi::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Where a driver acknowledges an interrupt: a write that means nothing here, so that the machine may have KVM take it.
+pub const INTERRUPT_ACKNOWLEDGE_OFFSET: u64 = abi::VIRTIO_MMIO_INTERRUPT_ACK as u64;
 
 /// Where the device's configuration space begins.
 pub const CONFIG_OFFSET: u64 = abi::VIRTIO_MMIO_CONFIG as u64;

@@ -14,14 +14,16 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::assembly::Parts;
 use super::{ExitKind, MachineError, SLOTS, SlotIndex, SlotState};
 use crate::bus::SharedDevice;
 use crate::memory::layout::{slot_gsi, slot_registers};
-use crate::virtio::transport::{INTERRUPT_ACKNOWLEDGE_OFFSET, MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState};
+use crate::virtio::transport::{
+    INTERRUPT_ACKNOWLEDGE_OFFSET, INTERRUPT_USED, MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState,
+};
 use crate::virtio::{Counts, DeviceKind, EventLoops, Threads, VirtioDevice};
 use crate::vm::{Vm, kvm_error};
 
@@ -38,7 +40,8 @@ enum Slot {
 struct Taken {
     transport: Arc<Mutex<MmioTransport>>,
     kicks: Vec<Arc<EventFd>>,
-    /// Takes the driver's acknowledgements, which nobody reads: KVM does so without an exit.
+    /// Takes the driver's acknowledgements of used buffers, which nobody reads: KVM does so without an exit. (Those of a
+    /// changed configuration are rare.)
     acknowledged: EventFd,
 }
 
@@ -219,7 +222,7 @@ fn bind(
             return Err(kvm_error("take a device's notifications by a descriptor")(error));
         }
     }
-    if let Err(error) = vm.fd().register_ioevent(acknowledged, &acknowledge_address(slot), NoDatamatch) {
+    if let Err(error) = vm.fd().register_ioevent(acknowledged, &acknowledge_address(slot), INTERRUPT_USED) {
         // It is an exit then, and works all the same.
         tracing::debug!(%error, "KVM does not take acknowledgements");
     }
@@ -231,7 +234,7 @@ fn unbind(vm: &Vm, slot: SlotIndex, taken: &Taken) {
     for (index, kick) in (0u32..).zip(&taken.kicks) {
         let _ = vm.fd().unregister_ioevent(kick, &notify_address(slot), index);
     }
-    let _ = vm.fd().unregister_ioevent(&taken.acknowledged, &acknowledge_address(slot), NoDatamatch);
+    let _ = vm.fd().unregister_ioevent(&taken.acknowledged, &acknowledge_address(slot), INTERRUPT_USED);
     let _ = vm.fd().unregister_irqfd(taken.lock().interrupt_line(), slot_gsi(slot.0));
 }
 

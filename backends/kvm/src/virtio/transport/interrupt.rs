@@ -7,7 +7,7 @@ use virtio_bindings::virtio_mmio as abi;
 use vmm_sys_util::eventfd::EventFd;
 
 /// In the interrupt status: buffers were used.
-pub(super) const USED: u32 = abi::VIRTIO_MMIO_INT_VRING;
+pub const USED: u32 = abi::VIRTIO_MMIO_INT_VRING;
 /// In the interrupt status: the configuration has changed, or the device needs a reset.
 pub(super) const CONFIG: u32 = abi::VIRTIO_MMIO_INT_CONFIG;
 

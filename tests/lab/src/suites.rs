@@ -66,7 +66,7 @@ pub const SUITES: &[Suite] = &[
     Suite { target: Some("contract"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-kvm") },
     Suite {
         target: Some("contract"),
-        prefix: "microvm::",
+        prefix: "microvm::the_agent",
         ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu")
     },
     kvm("life_cycle", ""),
@@ -74,14 +74,11 @@ pub const SUITES: &[Suite] = &[
     // Of each of the larger programs what makes most of its calls: all of them take three quarters of an hour in lab
     // hosts.
     kvm("containerd", "a_detached_container"),
-    kvm("containerd", "a_pods_containers"),
     kvm("cri", "a_pod_of_two"),
     kvm("cri", "exec_and_attach"),
     kvm("podman", "a_container_has"),
-    kvm("runc_shim", ""),
     kvm("hooks", "hooks_of_every_kind"),
     kvm("network", "engines::what_a_prestart"),
-    kvm("network", "table::a_guest_has"),
     kvm("network", "table::a_link_that_stays"),
     kvm("crash", "a_machine_killed_while_the_container_runs"),
     kvm("crash", "a_supervisor_killed_while_the_container_runs"),

@@ -10,6 +10,8 @@ use libcgroups::common::{CgroupConfig, CgroupManager as _, ControllerOpt, create
 use oci_spec::runtime::LinuxResources;
 use tokio::time::Instant;
 
+use crate::devices::{Filter, Program};
+
 /// Where the hierarchy is mounted.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 /// The parent of all containers' cgroups.
@@ -30,6 +32,17 @@ pub(crate) enum CgroupError {
     /// Limits that were not taken.
     #[error("the limits of cgroup {cgroup:?} cannot be set: {reason}")]
     Limits { cgroup: PathBuf, reason: String },
+    /// Device rules that do not hold.
+    #[error(
+        "cannot {what} the device rules of cgroup {cgroup:?}, for which the guest's kernel must have CONFIG_BPF_SYSCALL \
+         and CONFIG_CGROUP_BPF"
+    )]
+    Devices {
+        what: &'static str,
+        cgroup: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// The kernel did not do it in time.
     #[error("cgroup {cgroup:?} did not become {wanted} within {limit:?}")]
     Slow { cgroup: PathBuf, wanted: &'static str, limit: Duration },
@@ -57,6 +70,25 @@ impl Cgroup {
     /// Where one of its files is.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Makes it anew: what an earlier container of this name left is removed.
+    pub(crate) fn create(&self) -> Result<(), CgroupError> {
+        // A system manager in the guest may have taken back what was enabled when the agent began.
+        enable_controllers().map_err(|source| CgroupError::File { path: ROOT.into(), source })?;
+        self.remove()?;
+        fs::create_dir(&self.path).map_err(|source| CgroupError::File { path: self.path.clone(), source })
+    }
+
+    /// Lets the kernel check device rules, which hold when they are attached.
+    pub(crate) fn load_devices(&self, filter: &Filter) -> Result<Program, CgroupError> {
+        filter.load().map_err(|source| CgroupError::Devices { what: "load", cgroup: self.path.clone(), source })
+    }
+
+    /// Makes device rules hold for its processes, in the place of those of `instead_of`.
+    pub(crate) fn attach_devices(&self, rules: &Program, instead_of: Option<&Program>) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::Devices { what: "attach", cgroup: self.path.clone(), source };
+        rules.attach(&self.path, instead_of).map_err(failed)
     }
 
     /// Reads a file of the cgroup.

@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod container;
+mod devices;
 mod init;
 mod kernel_params;
 mod log;

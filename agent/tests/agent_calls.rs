@@ -1,7 +1,9 @@
 //! The agent's calls, case by case, on real containers. Needs root, cgroup v2 and busybox-static.
 
+mod devices;
 mod harness;
 
+use devices::*;
 use harness::*;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -49,6 +51,10 @@ fn main() {
         the_container_sees_its_own_root_and_names
         processes_are_listed
         limits_are_seen_in_the_container
+        devices_open_as_the_rules_say
+        device_rules_can_be_replaced
+        device_rules_that_cannot_be_used_are_refused
+        devices_of_the_supervisor_have_the_guests_numbers
         a_failed_creation_leaves_nothing
         ids_must_be_plain_and_new
         containers_share_a_pid_namespace

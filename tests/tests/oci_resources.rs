@@ -1,4 +1,5 @@
-//! The OCI specification's `linux.resources` and `linux.cgroupsPath`: limits as the guest's cgroups hold them.
+//! The OCI specification's `linux.resources` and `linux.cgroupsPath`: limits and device rules as the guest's cgroups hold
+//! them.
 
 use std::time::Duration;
 
@@ -119,6 +120,99 @@ fn limits_are_in_the_guests_cgroup_and_hold() {
         let _ = pod.stockade().call(["resume", &id]).ok();
         let found = pod.stockade().exec_shell(&id, "cat /sys/fs/cgroup/cgroup.freeze").ok().text();
         ensure!(found == "0\n", "{found:?}");
+        Ok(())
+    });
+    cases.finish();
+}
+
+/// A container that may make nodes and do whatever else a device asks for, so that only the rules are between.
+fn with_devices(rules: serde_json::Value) -> BundleBuilder {
+    let capabilities = json!(["CAP_MKNOD", "CAP_SYS_RAWIO", "CAP_SYS_ADMIN"]);
+    let sets = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
+    plain().process("capabilities", sets).resource("devices", rules)
+}
+
+/// Nodes that no container has by itself: the guest's memory, FUSE, and a disk that is not there.
+const NODES: &str = "cd /dev && mknod memory c 1 1 && mknod fuse c 10 229 && mknod disk b 254 0 && echo made";
+
+#[test]
+fn devices_open_as_the_rules_say() {
+    let pod = Pod::boot();
+    let mut cases = Cases::new();
+    let denied = "~Operation not permitted";
+    let missing = "~No such device";
+    let all = json!({"allow": false, "access": "rwm"});
+    let fuse = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"});
+    pod.table(
+        &mut cases,
+        "devices, all denied",
+        with_devices(json!([all])),
+        &[
+            ("nodes are made", NODES, "made"),
+            ("memory", "true < /dev/memory", denied),
+            ("FUSE", "true < /dev/fuse", denied),
+            ("FUSE, to write", "true > /dev/fuse", denied),
+            ("a disk", "true < /dev/disk", denied),
+            ("/dev/null", "echo x > /dev/null && cat /dev/null && echo ok", "ok"),
+            ("/dev/zero", "head -c 3 /dev/zero | od -An -tx1 | tr -d ' '", "000000"),
+            ("/dev/full", "echo x > /dev/full", "~No space left"),
+            ("/dev/random and /dev/urandom", "{ head -c 8 /dev/random; head -c 8 /dev/urandom; } | wc -c", "16"),
+            ("/dev/ptmx makes a terminal", "exec 9<>/dev/ptmx && ls /dev/pts && true <> /dev/ptmx", "0\nptmx"),
+            ("/dev/tty has no terminal", "true < /dev/tty", missing),
+        ],
+    );
+    let part = json!({"allow": true, "type": "b", "major": 254, "minor": -1, "access": "r"});
+    pod.table(
+        &mut cases,
+        "devices, some allowed",
+        with_devices(json!([all, fuse, part])),
+        &[
+            ("nodes are made", NODES, "made"),
+            ("FUSE", "true <> /dev/fuse && echo opened", "opened"),
+            ("memory", "true < /dev/memory", denied),
+            ("a disk, which is looked for", "true < /dev/disk", missing),
+            ("a disk, to write", "true >> /dev/disk", denied),
+        ],
+    );
+    pod.table(
+        &mut cases,
+        "devices, all allowed",
+        with_devices(json!([{"allow": true, "access": "rwm"}])),
+        &[
+            ("nodes are made", NODES, "made"),
+            ("memory", "true < /dev/memory && echo opened", "opened"),
+            ("FUSE", "true <> /dev/fuse && echo opened", "opened"),
+            ("a disk", "true <> /dev/disk", missing),
+        ],
+    );
+    let wrong = with_devices(json!([all, {"allow": true, "type": "c", "access": "rx"}]));
+    cases.refused("devices: an unknown access", &pod, wrong, &["linux.resources.devices[1]", "\"rx\""]);
+
+    let id = unique_id("devices");
+    let script = format!("{NODES} && exec sleep 1000");
+    let bundle = pod.bundle(with_devices(json!([all])).shell(&script)).expect("a bundle");
+    let _ = pod.stockade().launch(&id, &bundle);
+    let open = || {
+        let script = "until [ -e /dev/disk ]; do sleep 0.1; done; (true <> /dev/fuse) && echo opened";
+        pod.stockade().exec_shell(&id, script)
+    };
+    cases.case("devices: the rules hold for a process that is added", || {
+        let output = open();
+        ensure!(output.error().contains("Operation not permitted"), "{}{}", output.text(), output.error());
+        Ok(())
+    });
+    cases.case("update: the device rules are replaced, and stay when none are given", || {
+        for (resources, wanted) in [
+            (json!({"devices": [all, fuse]}), "opened"),
+            (json!({"pids": {"limit": 100}}), "opened"),
+            (json!({"devices": [all]}), ""),
+        ] {
+            let text = resources.to_string();
+            let output = pod.stockade().call_with_input(["update", "--resources", "-", &id], text.as_bytes());
+            ensure!(output.status.success(), "{}", output.error());
+            let found = open().text();
+            ensure!(found.trim() == wanted, "{text}: {found:?}");
+        }
         Ok(())
     });
     cases.finish();

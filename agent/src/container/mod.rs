@@ -36,6 +36,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
+use crate::devices::{DeviceMap, Program};
 use crate::reaper::{ExitWatch, Reaper};
 use crate::stdio::{Channel, Input, Output};
 pub(crate) use error::ContainerError;
@@ -119,9 +120,12 @@ pub(crate) struct Container {
     /// Of its first process; those that are added have the same unless they bring their own.
     capabilities: Option<LinuxCapabilities>,
     own_user_namespace: bool,
+    device_map: DeviceMap,
     // These locks are here because call handlers must be `Sync`; all run on one thread.
     state: Mutex<State>,
     execs: Mutex<Execs>,
+    /// The device rules that hold.
+    devices: Mutex<Program>,
     /// Held while the container is changed: one change at a time.
     change: AsyncMutex<Option<ReportReader>>,
 }
@@ -189,7 +193,7 @@ async fn try_create(
     pipe_size: Option<usize>,
     cgroup: &Cgroup,
 ) -> Result<Arc<Container>, ContainerError> {
-    let Prepared { spec, execution, network_sysctls } = prepared;
+    let Prepared { spec, execution, network_sysctls, device_map, device_filter } = prepared;
     for (name, value) in &network_sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
         if path.components().any(|part| part == std::path::Component::ParentDir) {
@@ -210,6 +214,10 @@ async fn try_create(
         .into_iter()
         .flatten()
         .any(|namespace| namespace.typ() == oci_spec::runtime::LinuxNamespaceType::User);
+    // Before the first process is in it, so that none is without the rules.
+    cgroup.create()?;
+    let devices = cgroup.load_devices(&device_filter)?;
+    cgroup.attach_devices(&devices, None)?;
     let (init, report) = launch(
         reaper,
         Launch {
@@ -234,6 +242,8 @@ async fn try_create(
         seccomp,
         capabilities,
         own_user_namespace,
+        device_map,
+        devices: Mutex::new(devices),
         state: Mutex::new(State::Created),
         execs: Mutex::default(),
         change: AsyncMutex::new(Some(report)),
@@ -482,11 +492,21 @@ impl Container {
         Ok(())
     }
 
-    /// Changes its limits.
-    pub(crate) async fn update(&self, resources: LinuxResources) -> Result<(), ContainerError> {
+    /// Changes its limits, and its device rules if there are some among them.
+    pub(crate) async fn update(&self, mut resources: LinuxResources) -> Result<(), ContainerError> {
         let _change = self.change.lock().await;
         self.expect("update", &[State::Created, State::Running, State::Paused])?;
-        Ok(self.cgroup.apply(&resources)?)
+        let rules = resources.devices().clone().filter(|rules| !rules.is_empty());
+        resources.set_devices(None);
+        let filter = rules.map(|rules| self.device_map.filter(&rules)).transpose().map_err(spec::bad_rules)?;
+        let devices = filter.map(|filter| self.cgroup.load_devices(&filter)).transpose()?;
+        self.cgroup.apply(&resources)?;
+        if let Some(devices) = devices {
+            let mut held = locked(&self.devices);
+            self.cgroup.attach_devices(&devices, Some(&held))?;
+            *held = devices;
+        }
+        Ok(())
     }
 
     /// Kills it if it lives, waits for its end, and removes what it has. `None` waits as long as is sensible.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, ResolveFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{
-    Capabilities, Hook, HookBuilder, Hooks, Linux, LinuxCapabilities, LinuxDevice, LinuxNamespace, LinuxNamespaceType,
-    LinuxSeccompAction, Mount, MountBuilder, Process, Spec,
+    Capabilities, Hook, HookBuilder, Hooks, Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceType, LinuxNamespace,
+    LinuxNamespaceType, LinuxSeccompAction, Mount, MountBuilder, Process, Spec,
 };
 use stockade_agent_protocol::agent::{Device, StringUser};
 
@@ -17,6 +17,7 @@ use super::guest_hooks::{Kind, hooks_in};
 use super::protocol::Execution;
 use super::{copy_up, users};
 use crate::cgroup::Cgroup;
+use crate::devices::{DeviceKind, DeviceMap, DeviceNumber, Filter, RuleError};
 
 /// Argument by which the agent, re-executed as a hook, makes a working directory.
 pub(crate) const MAKE_DIRECTORY: &str = "make-directory";
@@ -41,6 +42,15 @@ pub(crate) struct Prepared {
     pub(crate) execution: Execution,
     /// Network sysctls: the guest's own network namespace is the container's.
     pub(crate) network_sysctls: HashMap<String, String>,
+    /// What the supervisor's devices are in this guest.
+    pub(crate) device_map: DeviceMap,
+    /// Which devices it may use.
+    pub(crate) device_filter: Filter,
+}
+
+/// Device rules that cannot be used.
+pub(super) fn bad_rules(error: RuleError) -> ContainerError {
+    invalid(error.to_string())
 }
 
 fn invalid(reason: impl Into<String>) -> ContainerError {
@@ -72,11 +82,15 @@ pub(crate) fn prepare(
     linux.set_intel_rdt(None);
     linux.set_namespaces(Some(namespaces(&linux, surroundings)));
     let network_sysctls = take_network_sysctls(&mut linux);
-    set_devices(&mut linux, devices)?;
-    if let Some(resources) = linux.resources_mut().as_mut() {
-        // The virtual machine has no device that the container may not have.
+    let device_map = set_devices(&mut linux, devices)?;
+    // Without any, what every container may use is left.
+    let rules = linux.resources_mut().as_mut().and_then(|resources| {
+        let rules = resources.devices().clone();
+        // The agent makes them hold itself.
         resources.set_devices(None);
-    }
+        rules
+    });
+    let device_filter = device_map.filter(rules.as_deref().unwrap_or_default()).map_err(bad_rules)?;
     if process.capabilities().is_none() {
         // None are asked for: without this libcontainer would leave all that the agent has.
         process.set_capabilities(Some(no_capabilities()));
@@ -105,7 +119,7 @@ pub(crate) fn prepare(
     }
     spec.set_linux(Some(linux));
     spec.set_process(Some(process));
-    Ok(Prepared { spec, execution, network_sysctls })
+    Ok(Prepared { spec, execution, network_sysctls, device_map, device_filter })
 }
 
 /// The kernel mounts sysfs only for who owns the network namespace, which is the guest's: binds it for the others.
@@ -266,22 +280,26 @@ fn clamp(size: u64) -> u16 {
 }
 
 /// Gives the container's devices the numbers that they have in this guest.
-fn set_devices(linux: &mut Linux, devices: &[Device]) -> Result<(), ContainerError> {
+fn set_devices(linux: &mut Linux, devices: &[Device]) -> Result<DeviceMap, ContainerError> {
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let mut list = linux.devices().clone().unwrap_or_default();
+    let mut map = DeviceMap::default();
     for device in devices.iter().filter(|device| !device.container_path.is_empty()) {
         let metadata = fs::metadata(&device.vm_path)
             .map_err(|source| ContainerError::File { path: PathBuf::from(&device.vm_path), source })?;
-        let typ = if metadata.file_type().is_block_device() { "b" } else { "c" };
-        let numbers = serde_json::json!({
-            "path": device.container_path,
-            "type": typ,
-            "major": nix::sys::stat::major(metadata.rdev()),
-            "minor": nix::sys::stat::minor(metadata.rdev()),
-        });
+        let (typ, kind) = if metadata.file_type().is_block_device() {
+            ("b", DeviceKind::Block)
+        } else {
+            ("c", DeviceKind::Character)
+        };
+        let numbers = [nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev())];
+        let [major, minor] = numbers.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+        let numbers = serde_json::json!({"path": device.container_path, "type": typ, "major": major, "minor": minor});
         let mut found: LinuxDevice = serde_json::from_value(numbers).map_err(|e| invalid(e.to_string()))?;
         let path = PathBuf::from(&device.container_path);
-        match list.iter_mut().find(|known| *known.path() == path) {
+        let known = list.iter_mut().find(|known| *known.path() == path);
+        map.note(known.as_deref().and_then(number_of), DeviceNumber { kind, major, minor });
+        match known {
             Some(known) => {
                 found.set_file_mode(known.file_mode()).set_uid(known.uid()).set_gid(known.gid());
                 *known = found;
@@ -292,7 +310,18 @@ fn set_devices(linux: &mut Linux, devices: &[Device]) -> Result<(), ContainerErr
     if !list.is_empty() {
         linux.set_devices(Some(list));
     }
-    Ok(())
+    Ok(map)
+}
+
+/// What the host calls a device; nothing, if it is a pipe or its numbers are none.
+fn number_of(device: &LinuxDevice) -> Option<DeviceNumber> {
+    let kind = match device.typ() {
+        LinuxDeviceType::B => DeviceKind::Block,
+        LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
+        LinuxDeviceType::A | LinuxDeviceType::P => return None,
+    };
+    let (major, minor) = (u32::try_from(device.major()).ok()?, u32::try_from(device.minor()).ok()?);
+    Some(DeviceNumber { kind, major, minor })
 }
 
 /// The hooks that run in the guest, plus ours: one fills the file systems at `filled` with what they cover, one makes a

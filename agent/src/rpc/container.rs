@@ -98,8 +98,7 @@ pub(super) async fn remove(sandbox: Arc<Sandbox>, request: RemoveContainerReques
 pub(super) async fn update(sandbox: &Sandbox, request: &UpdateContainerRequest) -> Result<(), RpcError> {
     let container = sandbox.container(&request.container_id)?;
     let missing = || RpcError::new(Code::INVALID_ARGUMENT, "the request has no resources");
-    let mut resources = resources_from_proto(request.resources.as_ref().ok_or_else(missing)?)?;
-    resources.set_devices(None);
+    let resources = resources_from_proto(request.resources.as_ref().ok_or_else(missing)?)?;
     Ok(container.update(resources).await?)
 }
 

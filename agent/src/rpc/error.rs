@@ -72,7 +72,7 @@ fn cgroup_code(error: &CgroupError) -> Code {
     match error {
         CgroupError::Limits { .. } => Code::INVALID_ARGUMENT,
         CgroupError::Slow { .. } => Code::DEADLINE_EXCEEDED,
-        CgroupError::File { .. } => Code::INTERNAL,
+        CgroupError::File { .. } | CgroupError::Devices { .. } => Code::INTERNAL,
     }
 }
 

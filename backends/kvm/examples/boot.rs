@@ -148,6 +148,9 @@ impl Host {
             match events.take() {
                 None => {}
                 Some(MachineEvent::Panic) => eprintln!("boot: the guest's kernel panics"),
+                Some(MachineEvent::DeviceFailed { slot, kind, problem }) => {
+                    eprintln!("boot: the {kind:?} device in slot {} has failed: {problem}", slot.0);
+                }
                 Some(MachineEvent::Shutdown) => return Ok(0),
                 Some(MachineEvent::Reset(cause)) => {
                     eprintln!("boot: the guest was reset: {cause:?}");

@@ -66,7 +66,7 @@ fn serve(machine: &mut Machine, lines: &Receiver<String>, mut order: impl FnMut(
             Some(MachineEvent::Shutdown) => return Ok(true),
             Some(event) => {
                 eprintln!("disk: {event:?}");
-                if event != MachineEvent::Panic {
+                if event.ends() {
                     return Ok(false);
                 }
             }

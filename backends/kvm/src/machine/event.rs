@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::SlotIndex;
+use crate::virtio::{DeviceKind, FailureListener};
+
 /// How the guest has asked for a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ResetCause {
@@ -19,8 +22,8 @@ pub enum ResetCause {
     TripleFault,
 }
 
-/// What has happened. After any of these but [`MachineEvent::Panic`] the machine has ended: the vCPU that it happened on
-/// runs no more, the others do not after their next exit, and the machine is only good to be dropped.
+/// What has happened. After those that [end](MachineEvent::ends) the machine, the vCPU that it happened on runs no more, the
+/// others do not after their next exit, and the machine is only good to be dropped.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum MachineEvent {
     /// The guest has powered off.
@@ -29,11 +32,33 @@ pub enum MachineEvent {
     Reset(ResetCause),
     /// The guest's kernel said on its console that it panics. It may still run, or hang; usually a reset follows.
     Panic,
+    /// A device has failed, and waits for its driver to reset it; the machine goes on. Only the first few failures of a
+    /// device are told.
+    DeviceFailed {
+        /// Where the device is, or was: it may have been taken away since.
+        slot: SlotIndex,
+        /// What it is.
+        kind: DeviceKind,
+        /// What is wrong.
+        problem: String,
+    },
     /// The machine cannot go on.
     Failed(String),
 }
 
-/// The most events that wait; a guest can make few of them, so more than these tell nothing new.
+impl MachineEvent {
+    /// Whether the machine has ended with it.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        match self {
+            Self::Shutdown | Self::Reset(_) | Self::Failed(_) => true,
+            Self::Panic | Self::DeviceFailed { .. } => false,
+        }
+    }
+}
+
+/// The most events that wait of those that end the machine, and of the others: a guest can make any number. Beyond these
+/// they tell nothing new, and the others never take the place of an end.
 const LIMIT: usize = 16;
 
 /// The queue of events and the descriptor that tells of them.
@@ -58,18 +83,19 @@ impl Events {
     }
 
     pub(crate) fn push(&self, event: MachineEvent) {
-        if event != MachineEvent::Panic {
+        let ends = event.ends();
+        if ends {
             self.ended.store(true, Ordering::Release);
         }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.len() < LIMIT {
+        if queue.iter().filter(|waiting| waiting.ends() == ends).count() < LIMIT {
             queue.push_back(event);
         }
         // Fails only when the counter is full, and then the descriptor is readable already.
         let _ = self.ready.write(1);
     }
 
-    /// Whether anything but a panic has happened.
+    /// Whether anything has happened that ends the machine.
     pub fn ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -82,6 +108,19 @@ impl Events {
             let _ = self.ready.read();
         }
         event
+    }
+}
+
+/// Tells of the failures of the device in a slot.
+#[derive(Debug)]
+pub(super) struct SlotFailures {
+    pub(super) slot: SlotIndex,
+    pub(super) events: Events,
+}
+
+impl FailureListener for SlotFailures {
+    fn device_failed(&self, kind: DeviceKind, problem: String) {
+        self.events.push(MachineEvent::DeviceFailed { slot: self.slot, kind, problem });
     }
 }
 
@@ -122,5 +161,42 @@ mod tests {
             events.push(MachineEvent::Panic);
         }
         assert_eq!(std::iter::from_fn(|| events.take()).count(), LIMIT);
+    }
+
+    #[test]
+    fn an_end_is_told_after_any_number_of_other_events() {
+        let events = Events::new().unwrap();
+        for number in 0..1000 {
+            let listener = SlotFailures { slot: SlotIndex(3), events: events.clone() };
+            listener.device_failed(DeviceKind::Net, format!("problem {number}"));
+            events.push(MachineEvent::Panic);
+        }
+        assert!(!events.ended());
+        for end in [
+            MachineEvent::Reset(ResetCause::Register),
+            MachineEvent::Shutdown,
+            MachineEvent::Failed("KVM cannot run it".to_owned()),
+        ] {
+            events.push(end.clone());
+            let waiting: Vec<_> = std::iter::from_fn(|| events.take()).collect();
+            assert_eq!(waiting.last(), Some(&end));
+            assert!(waiting.len() <= LIMIT + 1);
+            events.push(MachineEvent::Panic);
+        }
+        assert!(events.ended());
+    }
+
+    #[test]
+    fn a_failed_device_is_told_with_its_slot_and_reason_and_ends_nothing() {
+        let events = Events::new().unwrap();
+        let listener = SlotFailures { slot: SlotIndex(3), events: events.clone() };
+        listener.device_failed(DeviceKind::Block, "queue 0 is broken".to_owned());
+        let expected = MachineEvent::DeviceFailed {
+            slot: SlotIndex(3),
+            kind: DeviceKind::Block,
+            problem: "queue 0 is broken".to_owned(),
+        };
+        assert_eq!(events.take(), Some(expected));
+        assert!(!events.ended());
     }
 }

@@ -18,6 +18,7 @@ use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::assembly::Parts;
+use super::event::SlotFailures;
 use super::{ExitKind, MachineError, SLOTS, SlotIndex, SlotState};
 use crate::bus::SharedDevice;
 use crate::memory::layout::{slot_gsi, slot_registers};
@@ -104,6 +105,7 @@ impl Slots {
         let failed = |source| MachineError::Host { what: "make an event descriptor", source };
         let memory = Arc::clone(parts.vm.guest_memory());
         let mut transport = MmioTransport::new(slot.0, memory, self.loops.clone()).map_err(failed)?;
+        transport.tell_failures(Arc::new(SlotFailures { slot, events: parts.surroundings.events.clone() }));
         transport.attach(device).map_err(|error| MachineError::Device(Box::new(error)))?;
         let saved = self.saved.iter().position(|saved| saved.slot == slot.0);
         if let Some(saved) = saved.and_then(|index| self.saved.get(index)) {

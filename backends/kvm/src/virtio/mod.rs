@@ -14,8 +14,8 @@
 //!
 //! Nothing that a guest writes into its queues or registers makes a device panic, touch memory other than the guest's,
 //! or loop without end. A request that makes no sense is answered with the device's error and [counted](Counters); when
-//! the queue itself makes no sense the worker returns [`DeviceError`], and the transport sets DEVICE_NEEDS_RESET and says
-//! so once.
+//! the queue itself makes no sense the worker returns [`DeviceError`], and the transport sets DEVICE_NEEDS_RESET and tells
+//! the [`FailureListener`].
 //!
 //! - [`queue`]: a queue that the driver has set up, and how it is served within bounds;
 //! - [`transport`]: how the guest finds a device and talks to it;
@@ -97,6 +97,13 @@ pub trait Interrupt: Send + Sync + fmt::Debug {
     /// The configuration space has changed; the transport counts its generation up before the guest is told. At any
     /// time: a driver that is not ready yet is told when it is.
     fn config(&self);
+}
+
+/// Hears that a device serves its driver no longer.
+pub trait FailureListener: Send + Sync + fmt::Debug {
+    /// The device has failed, for this reason, and waits for its driver to reset it. Called on the thread that noticed it,
+    /// which may be a vCPU's or a device's: must come back at once.
+    fn device_failed(&self, kind: DeviceKind, problem: String);
 }
 
 /// What a device is activated with.

@@ -48,6 +48,11 @@ pub(super) struct Built {
 }
 
 impl Built {
+    /// What the supervisor calls the device in a slot.
+    pub(super) fn name_of(&self, slot: SlotIndex) -> Option<&str> {
+        self.slots.iter().find(|(_, place)| **place == slot).map(|(name, _)| name.as_str())
+    }
+
     /// Memory that the guest is offered.
     pub(super) fn memory(&self) -> MiB {
         let plugged = self.plug.as_ref().map_or(0, MemHandle::requested_bytes) >> 20;

@@ -58,6 +58,14 @@ pub(super) fn serve(
                 MachineEvent::Shutdown => return Ok(ExitReason::Shutdown),
                 MachineEvent::Reset(_) => return Ok(ExitReason::Reset),
                 MachineEvent::Panic => control::send(control.as_fd(), &FromVmm::Event(Event::Panicked), &[])?,
+                MachineEvent::DeviceFailed { slot, kind, problem } => {
+                    // One that was taken away meanwhile has no name, and nobody who misses it.
+                    if let Some(device) = built.name_of(slot) {
+                        let problem = bounded(&format!("{kind:?} device: {problem}"));
+                        let event = Event::DeviceFailed { device: device.to_owned(), problem };
+                        control::send(control.as_fd(), &FromVmm::Event(event), &[])?;
+                    }
+                }
                 MachineEvent::Failed(message) => return Ok(ExitReason::Failed { message: bounded(&message) }),
             }
         }

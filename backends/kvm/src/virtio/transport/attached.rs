@@ -4,6 +4,7 @@ use super::super::event_loop::{EventLoop, OnFailure, WorkerId};
 use super::super::{
     Activation, Counters, DeviceError, DeviceKind, F_EVENT_IDX, F_VERSION_1, Interrupt, LiveQueue, VirtioDevice,
 };
+use super::failures::Failures;
 use super::interrupt::SlotInterrupt;
 use super::mmio::DeviceState;
 use super::queue::QueueSetup;
@@ -11,10 +12,9 @@ use super::registers::{Half, MAGIC, Readable, VENDOR, VERSION, Writable};
 use super::state::{RestoreError, TRANSPORT_STATE_VERSION, TransportState};
 use super::status;
 use crate::memory::GuestMemory;
-use std::error::Error as _;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use stockade_devices::one_line;
 use vmm_sys_util::eventfd::EventFd;
 
 /// What the worker is doing.
@@ -31,14 +31,12 @@ enum Run {
 /// A device in a slot.
 #[derive(Debug)]
 pub(super) struct Attached {
-    slot: u8,
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
     event_loop: Arc<EventLoop>,
     interrupt: Arc<SlotInterrupt>,
     counters: Arc<Counters>,
-    /// A guest can make its device fail over and over; the log hears of it once.
-    failure_told: Arc<AtomicBool>,
+    failures: Failures,
     kicks: Vec<Arc<EventFd>>,
     /// The bits that the driver has set.
     status: u32,
@@ -53,24 +51,23 @@ pub(super) struct Attached {
 impl Attached {
     /// `device` with the registers that a reset leaves. `kicks` are as many as it has queues.
     pub(super) fn new(
-        slot: u8,
         mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
         event_loop: Arc<EventLoop>,
         line: Arc<EventFd>,
         kicks: Vec<Arc<EventFd>>,
+        failures: Failures,
     ) -> Self {
         let interrupt = Arc::new(SlotInterrupt::new(line));
         device.attached(Arc::clone(&interrupt) as Arc<dyn Interrupt>);
         let queues = fresh_queues(device.as_ref());
         Self {
-            slot,
             device,
             memory,
             event_loop,
             interrupt,
             counters: Arc::default(),
-            failure_told: Arc::default(),
+            failures,
             kicks,
             status: 0,
             device_features_select: 0,
@@ -256,6 +253,7 @@ impl Attached {
         self.status |= added;
         if added & status::FAILED != 0 {
             self.stop();
+            self.failures.tell(self.device.kind(), || "its driver has given it up".to_owned());
         } else if added & status::DRIVER_OK != 0 {
             let queues = self.new_queues();
             self.activate(queues);
@@ -299,16 +297,13 @@ impl Attached {
 
     /// What is to happen when the device fails; on any thread.
     fn on_failure(&self) -> OnFailure {
-        let (slot, kind) = (self.slot, self.device.kind());
+        let kind = self.device.kind();
         let (interrupt, counters) = (Arc::clone(&self.interrupt), Arc::clone(&self.counters));
-        let told = Arc::clone(&self.failure_told);
+        let failures = self.failures.clone();
         Box::new(move |error: DeviceError| {
             counters.failure();
             interrupt.require_reset();
-            if !told.swap(true, Ordering::Relaxed) {
-                let cause = error.source().map(ToString::to_string);
-                tracing::warn!(slot, ?kind, %error, cause, "a device has failed; it waits for its driver to reset it");
-            }
+            failures.tell(kind, || one_line(&error));
         })
     }
 

@@ -1,8 +1,9 @@
 //! A slot: a window of registers, and who answers there.
 
 use super::super::event_loop::EventLoops;
-use super::super::{Counts, DeviceKind, F_VERSION_1, VirtioDevice};
+use super::super::{Counts, DeviceKind, F_VERSION_1, FailureListener, VirtioDevice};
 use super::attached::Attached;
+use super::failures::Failures;
 use super::registers::{CONFIG_OFFSET, MAGIC, Readable, VERSION, Writable};
 use super::state::{RestoreError, TransportState};
 use crate::bus::BusDevice;
@@ -56,6 +57,7 @@ pub struct MmioTransport {
     memory: GuestMemory,
     loops: EventLoops,
     line: Arc<EventFd>,
+    failure_listener: Option<Arc<dyn FailureListener>>,
     attached: Option<Attached>,
 }
 
@@ -66,7 +68,12 @@ impl MmioTransport {
     /// The kernel has no descriptor to give.
     pub fn new(slot: u8, memory: GuestMemory, loops: EventLoops) -> io::Result<Self> {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        Ok(Self { slot, memory, loops, line, attached: None })
+        Ok(Self { slot, memory, loops, line, failure_listener: None, attached: None })
+    }
+
+    /// Lets `listener` hear of failures of devices that are attached from now on: the first few of each device.
+    pub fn tell_failures(&mut self, listener: Arc<dyn FailureListener>) {
+        self.failure_listener = Some(listener);
     }
 
     /// What is written to interrupt the guest: to be bound to the slot's interrupt (irqfd), edge-triggered. The same as
@@ -109,7 +116,8 @@ impl MmioTransport {
             .open(kind, &format!("{}-{}", kind.name(), self.slot))
             .map_err(|source| TransportError::Host { what: "start a device's thread", source })?;
         let memory = Arc::clone(&self.memory);
-        self.attached = Some(Attached::new(self.slot, device, memory, event_loop, Arc::clone(&self.line), kicks));
+        let failures = Failures::new(self.failure_listener.clone());
+        self.attached = Some(Attached::new(device, memory, event_loop, Arc::clone(&self.line), kicks, failures));
         Ok(())
     }
 

@@ -9,7 +9,8 @@
 //!     └──────── from each ──────┴── the driver resets ──────── Failed ◀────────────────┘
 //! ```
 //! A device fails when the guest's queues make no sense, when the host fails it, or when its driver says FAILED. Then
-//! DEVICE_NEEDS_RESET is set (unless it was the driver who said so), and nothing happens until the driver resets it.
+//! DEVICE_NEEDS_RESET is set (unless it was the driver who said so), the machine is told, and nothing happens until the driver
+//! resets it.
 //!
 //! - [`mmio`]: the slot, as the machine and the bus see it;
 //! - `attached`: a device in it, and what its registers do;
@@ -17,9 +18,11 @@
 //! - `status`: which writes of the status register are allowed;
 //! - `queue`: what the driver tells of a queue, and whether it can be used;
 //! - `interrupt`: what the guest sees when it is interrupted;
+//! - `failures`: who hears that a device has failed;
 //! - [`state`]: a slot as a value that can be written down.
 
 mod attached;
+mod failures;
 mod interrupt;
 pub mod mmio;
 mod queue;

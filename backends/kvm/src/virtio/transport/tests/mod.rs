@@ -5,11 +5,13 @@ mod sequences;
 
 use super::super::event_loop::EventLoops;
 use super::super::testing::{DriverQueue, F_TEST, Part, Probe, QUEUE_SPAN, TestDevice, guest_memory, wait_for};
-use super::super::{F_RING, F_VERSION_1, Threads};
+use super::super::{DeviceKind, F_RING, F_VERSION_1, FailureListener, Threads};
+use super::failures::TOLD;
 use super::registers::Writable;
 use super::*;
 use crate::bus::BusDevice as _;
 use crate::memory::GuestMemory;
+use std::sync::{Arc, Mutex};
 use virtio_bindings::virtio_mmio as abi;
 
 const ACKNOWLEDGE: u32 = 1;
@@ -19,10 +21,27 @@ const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 64;
 const FAILED: u32 = 128;
 
+/// What a machine has heard of failures.
+#[derive(Debug, Default)]
+struct Heard(Mutex<Vec<(DeviceKind, String)>>);
+
+impl FailureListener for Heard {
+    fn device_failed(&self, kind: DeviceKind, problem: String) {
+        self.0.lock().unwrap().push((kind, problem));
+    }
+}
+
+impl Heard {
+    fn take(&self) -> Vec<(DeviceKind, String)> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
 /// A slot, and a driver that knows what to do with it.
 struct Bench {
     memory: GuestMemory,
     slot: MmioTransport,
+    heard: Arc<Heard>,
     probe: Probe,
     driver: DriverQueue,
 }
@@ -35,10 +54,12 @@ impl Bench {
 
     fn on(memory: &GuestMemory) -> Self {
         let mut slot = MmioTransport::new(3, memory.clone(), EventLoops::new(Threads::default())).unwrap();
+        let heard: Arc<Heard> = Arc::default();
+        slot.tell_failures(Arc::clone(&heard) as Arc<dyn FailureListener>);
         let device = TestDevice::new();
         let probe = device.probe();
         slot.attach(Box::new(device)).unwrap();
-        Self { memory: memory.clone(), slot, probe, driver: DriverQueue::new(memory, 0, 8) }
+        Self { memory: memory.clone(), slot, heard, probe, driver: DriverQueue::new(memory, 0, 8) }
     }
 
     fn read(&mut self, offset: u32) -> u32 {
@@ -282,6 +303,53 @@ fn a_broken_queue_fails_the_device_until_it_is_reset() {
     bench.driver = DriverQueue::new(&bench.memory, 1, 8);
     bench.probe_device();
     bench.echoes();
+}
+
+#[test]
+fn a_broken_queue_is_told_once_and_with_the_reason() {
+    let mut bench = Bench::new();
+    bench.probe_device();
+    bench.echoes();
+    assert_eq!(bench.heard.take(), []);
+    bench.breaks_its_queue();
+    bench.write(abi::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    bench.slot.pause();
+    bench.slot.resume();
+    let heard = wait_for("the report", || Some(bench.heard.take()).filter(|heard| !heard.is_empty()));
+    let [(DeviceKind::Entropy, problem)] = heard.as_slice() else { panic!("{heard:?}") };
+    assert!(problem.starts_with("queue 0 of the guest is broken: "), "{problem}");
+    bench.slot.detach();
+    assert_eq!(bench.heard.take(), []);
+}
+
+#[test]
+fn a_driver_that_gives_its_device_up_is_told_of_once() {
+    let mut bench = Bench::new();
+    bench.negotiate(F_RING);
+    bench.add_status(FAILED);
+    bench.add_status(FAILED);
+    assert_eq!(bench.heard.take(), [(DeviceKind::Entropy, "its driver has given it up".to_owned())]);
+    assert_eq!(bench.slot.state(), DeviceState::Failed);
+}
+
+#[test]
+fn a_device_that_is_made_to_fail_over_and_over_is_told_of_a_few_times() {
+    let mut bench = Bench::new();
+    let rounds = 3 * TOLD;
+    for _ in 0..rounds {
+        bench.negotiate(F_RING);
+        bench.add_status(DRIVER_OK);
+        bench.write(abi::VIRTIO_MMIO_STATUS, 0);
+    }
+    assert_eq!(bench.slot.counts().failures, u64::from(rounds));
+    let heard = bench.heard.take();
+    assert_eq!(heard.len(), TOLD as usize);
+    assert!(heard.last().unwrap().1.ends_with("; no more is told of this device"), "{heard:?}");
+    let device = bench.slot.detach().unwrap();
+    bench.slot.attach(device).unwrap();
+    bench.negotiate(F_RING);
+    bench.add_status(DRIVER_OK);
+    assert_eq!(bench.heard.take().len(), 1, "one that is plugged in again is told of again");
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod reaper;
 mod rpc;
 mod sandbox;
 mod server;
+mod slots;
 mod stdio;
 mod sys;
 

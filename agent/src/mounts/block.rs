@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{MountError, POLL};
+use crate::slots::Looks;
 
 const PCI_ROOT: &str = "/sys/devices/pci0000:00";
 
@@ -31,6 +32,7 @@ pub(super) async fn find(source: &str, limit: Duration) -> Result<String, MountE
 
 async fn wait<T>(device: &str, limit: Duration, found: impl Fn() -> Option<T>) -> Result<T, MountError> {
     let deadline = Instant::now() + limit;
+    let mut looks = Looks::new();
     loop {
         if let Some(value) = found() {
             return Ok(value);
@@ -38,7 +40,10 @@ async fn wait<T>(device: &str, limit: Duration, found: impl Fn() -> Option<T>) -
         if Instant::now() >= deadline {
             return Err(MountError::NoDevice { device: device.to_owned(), limit });
         }
-        tokio::time::sleep(POLL).await;
+        // A disk that was found in a slot that is used again is there at once, and may be it.
+        if !looks.look().await {
+            tokio::time::sleep(POLL).await;
+        }
     }
 }
 

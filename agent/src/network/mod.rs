@@ -23,6 +23,8 @@ use tokio::time::Instant;
 
 use convert::{Prefix, parse_mac, parse_prefix};
 
+use crate::slots::Looks;
+
 /// How often an interface that is not there yet is looked for.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -103,6 +105,7 @@ async fn index_of(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
 async fn wait_for(handle: &Handle, wanted: &Interface, limit: Duration) -> Result<LinkMessage, NetworkError> {
     let mac = parse_mac(&wanted.hwAddr)?;
     let deadline = Instant::now() + limit;
+    let mut looks = Looks::new();
     loop {
         let candidates: Vec<_> = links(handle).await?.into_iter().filter(|link| mac_of(link) == mac).collect();
         if let Some(link) = choose(&candidates, wanted) {
@@ -112,7 +115,10 @@ async fn wait_for(handle: &Handle, wanted: &Interface, limit: Duration) -> Resul
             // Of another name and up: a supervisor that does not say what it was called before means that one.
             return candidates.into_iter().next().ok_or_else(|| NetworkError::NoInterface(wanted.hwAddr.clone()));
         }
-        tokio::time::sleep(POLL).await;
+        // What was found in a slot that is used again is there at once, and may be it.
+        if !looks.look().await {
+            tokio::time::sleep(POLL).await;
+        }
     }
 }
 

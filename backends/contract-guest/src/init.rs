@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::disks;
+
 const PORT: u32 = 1024;
 const ANY_CID: u32 = u32::MAX;
 
@@ -65,6 +67,8 @@ fn obey(fd: i32) -> io::Result<()> {
         let answer = match line.split_once(' ') {
             Some(("echo", text)) => text.to_owned(),
             Some(("read", names)) => read(names).unwrap_or_else(|e| e.to_string()),
+            Some(("disk", text)) => disks::wait(text).unwrap_or_else(|e| e.to_string()),
+            Some(("release", disk)) => disks::release(disk).map_or_else(|e| e.to_string(), |()| "released".to_owned()),
             _ => match line.as_str() {
                 "poweroff" => return end(RebootMode::RB_POWER_OFF),
                 "reset" => return end(RebootMode::RB_AUTOBOOT),

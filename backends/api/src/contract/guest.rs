@@ -7,7 +7,10 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 /// Connects as soon as the guest listens.
-pub(super) async fn connect(fixture: &dyn Fixture, vm: &dyn Hypervisor) -> BufReader<UnixStream> {
+///
+/// # Panics
+/// It does not within the fixture's limit.
+pub async fn connect(fixture: &dyn Fixture, vm: &dyn Hypervisor) -> BufReader<UnixStream> {
     let AgentChannel::HybridVsock(path) = vm.agent_channel().expect("a running machine has a channel");
     let limit = fixture.boot_limit() * super::slowness();
     let attempts = async {
@@ -27,12 +30,18 @@ pub(super) async fn connect(fixture: &dyn Fixture, vm: &dyn Hypervisor) -> BufRe
 }
 
 /// Sends a line.
-pub(super) async fn tell(guest: &mut BufReader<UnixStream>, line: &str) {
+///
+/// # Panics
+/// The connection is gone.
+pub async fn tell(guest: &mut BufReader<UnixStream>, line: &str) {
     guest.write_all(format!("{line}\n").as_bytes()).await.expect("the guest takes a line");
 }
 
 /// Sends a line and reads one.
-pub(super) async fn ask(guest: &mut BufReader<UnixStream>, line: &str) -> String {
+///
+/// # Panics
+/// The connection is gone, or there is no answer in time.
+pub async fn ask(guest: &mut BufReader<UnixStream>, line: &str) -> String {
     tell(guest, line).await;
     let mut answer = String::new();
     super::within(guest.read_line(&mut answer)).await.expect("the guest answers");

@@ -10,7 +10,7 @@
 mod boot;
 mod configuration;
 mod devices;
-mod guest;
+pub mod guest;
 mod life;
 
 use crate::{Hypervisor, HypervisorError, StopDeadlines, VmConfig, VmExit, VmProcess};

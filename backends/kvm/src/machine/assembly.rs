@@ -12,7 +12,7 @@ use super::cpus::{Cpus, Plugged};
 use super::slots::Slots;
 use super::{
     Console, Events, ExitCounters, ExitKind, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY, MachineConfig, MachineError,
-    MachineState, RestoreConfig, SLOTS, STATE_VERSION, SerialRegisters, Size, VcpuHook, VcpuState,
+    MachineState, RestoreConfig, SLOTS, STATE_VERSION, SerialRegisters, Size, SlotState, VcpuHook, VcpuState,
 };
 use crate::acpi::{self, PlugPage};
 use crate::bus::{Bus, SharedDevice};
@@ -78,7 +78,7 @@ pub(super) fn boot(kvm: OwnedFd, config: MachineConfig) -> Result<Assembled, Mac
     }
     let plugged = Plugged::new(vcpus.iter().map(|vcpu| vcpu.index()));
     let parts = Parts::new(vm, size, console, vcpu_hook, plugged, None)?;
-    Ok(Assembled { vcpus, slots: Slots::new(threads, Vec::new(), &[]), parts })
+    Ok(Assembled { vcpus, slots: Slots::new(threads), parts })
 }
 
 /// Makes a machine that goes on from a saved state.
@@ -97,7 +97,7 @@ pub(super) fn restore(kvm: OwnedFd, config: RestoreConfig) -> Result<Assembled, 
     }
     let plugged = Plugged::new(state.plugged_vcpus.iter().copied());
     let parts = Parts::new(vm, state.size, console, vcpu_hook, plugged, Some(&state.serial))?;
-    let slots = Slots::new(threads, state.slots, &state.retired_slots);
+    let slots = Slots::restore(threads, state.slots, &state.released_slots, &state.retired_slots, &parts)?;
     Ok(Assembled { vcpus, slots, parts })
 }
 
@@ -113,6 +113,7 @@ pub(super) fn save(parts: &Parts, cpus: &Cpus, slots: &Slots) -> Result<MachineS
         plugged_vcpus: parts.plugged.list(),
         serial,
         slots: slots.save()?,
+        released_slots: slots.released(),
         retired_slots: slots.retired(),
     })
 }
@@ -233,6 +234,20 @@ fn check(state: &MachineState) -> Result<(), MachineError> {
     if state.plugged_vcpus.iter().any(|index| !state.vcpus.iter().any(|vcpu| vcpu.index == *index)) {
         return wrong("a vCPU is plugged and has no registers".to_owned());
     }
+    check_slots(&state.slots, &state.released_slots, &state.retired_slots)
+}
+
+/// Each slot is there, and in one of the lists at most.
+fn check_slots(taken: &[SlotState], released: &[u8], retired: &[u8]) -> Result<(), MachineError> {
+    let taken = taken.iter().map(|slot| slot.slot);
+    let gone = released.iter().chain(retired).copied();
+    let mut seen = [false; SLOTS];
+    for slot in taken.chain(gone) {
+        match seen.get_mut(usize::from(slot)) {
+            Some(seen) if !*seen => *seen = true,
+            _ => return Err(MachineError::SavedState(format!("slot {slot} does not exist, or is named twice"))),
+        }
+    }
     Ok(())
 }
 
@@ -277,6 +292,25 @@ mod tests {
         ] {
             let error = check_size(bad).unwrap_err();
             assert!(matches!(error, MachineError::Config { option: told, .. } if told == option), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_slot_is_saved_in_one_way_only() {
+        let taken = |slot| SlotState { slot, device: serde_json::Value::Null };
+        check_slots(&[taken(0), taken(3)], &[1, 31], &[2]).unwrap();
+        check_slots(&[], &[], &[]).unwrap();
+        for (taken, released, retired) in [
+            (vec![taken(0), taken(0)], [1, 2], [3, 4]),
+            (vec![taken(0)], [0, 2], [3, 4]),
+            (vec![taken(0)], [1, 2], [3, 0]),
+            (vec![taken(0)], [1, 2], [2, 3]),
+            (vec![taken(0)], [1, 1], [2, 3]),
+            (vec![taken(0)], [1, 32], [2, 3]),
+            (vec![taken(255)], [1, 2], [3, 4]),
+        ] {
+            let error = check_slots(&taken, &released, &retired).unwrap_err();
+            assert!(matches!(error, MachineError::SavedState(_)), "{error}");
         }
     }
 

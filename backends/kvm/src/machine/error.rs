@@ -39,8 +39,8 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
-    /// All places for devices are taken.
-    #[error("all {0} slots for devices are taken")]
+    /// All places for devices are taken, or not to be used again.
+    #[error("all {0} slots for devices are taken, or were left by a device that the guest's driver had not let go of")]
     NoSlot(usize),
     /// No device is in the slot.
     #[error("no device is in slot {0}")]

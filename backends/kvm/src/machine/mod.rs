@@ -126,7 +126,8 @@ impl Machine {
     }
 
     /// Takes a device away: it is stopped and gone when this returns, and reads as failed in the guest. The guest's driver
-    /// should have let go of it before (by the agent); Linux cannot be asked by ACPI to do so for such a device.
+    /// should have let go of it before (by the agent): Linux cannot be asked by ACPI to do so for such a device, and the
+    /// slot is used again only if it has.
     ///
     /// # Errors
     /// The slot is empty.

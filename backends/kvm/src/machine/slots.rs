@@ -3,13 +3,17 @@
 //! ```text
 //!            attach                 detach, before the start
 //!   Free ─────────────▶ Taken ───────────────────────────────▶ Free
-//!                         │
-//!                         │ detach, later
-//!                         ▼
-//!                      Retired   (its registers say that there is no device)
+//!                       │ │ ▲
+//!                       │ │ └──────────────── attach, when none is free ────────────────┐
+//!                       │ └─ detach, later, when the driver has let go of the device ─▶ Released
+//!                       │ detach, later, when it has not
+//!                       ▼
+//!                    Retired          (the registers of both say that there is no device)
 //! ```
-//! A slot whose device has been taken away from a guest that runs is not used again: Linux keeps the platform device that it
-//! once made for the slot, and would not look at the next one in its place.
+//! Linux keeps the platform device that it once made for a slot, and with it the driver unless that was unbound. While the
+//! driver is there the next device in the slot would be taken for the one before, so such a slot is not used again. One
+//! whose driver has let go is: but Linux looks at it only when it is told to by its user space, and so those that were never
+//! used, which it looks at by itself, come first.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,13 +37,18 @@ enum Slot {
     #[default]
     Free,
     Taken(Taken),
+    Released(Transport),
     Retired,
 }
+
+/// A slot's registers. Once the guest has seen them they stay where they are, so that a driver which is still there, or looks
+/// again, sees no device rather than nothing.
+type Transport = Arc<Mutex<MmioTransport>>;
 
 /// A device in its slot, and what KVM does for it.
 #[derive(Debug)]
 struct Taken {
-    transport: Arc<Mutex<MmioTransport>>,
+    transport: Transport,
     kicks: Vec<Arc<EventFd>>,
     /// Takes the driver's acknowledgements of used buffers, which nobody reads: KVM does so without an exit. (Those of a
     /// changed configuration are rare.)
@@ -48,8 +57,12 @@ struct Taken {
 
 impl Taken {
     fn lock(&self) -> MutexGuard<'_, MmioTransport> {
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.transport)
     }
+}
+
+fn lock(transport: &Transport) -> MutexGuard<'_, MmioTransport> {
+    transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A device, for metrics.
@@ -73,20 +86,53 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Slots that are all free, but those `retired`; devices that are put where `saved` has one take on its state.
-    pub(super) fn new(threads: Threads, saved: Vec<SlotState>, retired: &[u8]) -> Self {
-        let mut slots: Vec<Slot> = (0..SLOTS).map(|_| Slot::Free).collect();
-        for slot in retired {
-            if let Some(slot) = slots.get_mut(usize::from(*slot)) {
-                *slot = Slot::Retired;
-            }
-        }
-        Self { slots, loops: EventLoops::new(threads), saved }
+    /// Slots that are all free.
+    pub(super) fn new(threads: Threads) -> Self {
+        let slots = (0..SLOTS).map(|_| Slot::Free).collect();
+        Self { slots, loops: EventLoops::new(threads), saved: Vec::new() }
     }
 
-    /// The first free slot.
+    /// The slots of a saved machine: devices that are put where `saved` has one take on its state.
+    pub(super) fn restore(
+        threads: Threads,
+        saved: Vec<SlotState>,
+        released: &[u8],
+        retired: &[u8],
+        parts: &Parts,
+    ) -> Result<Self, MachineError> {
+        let mut slots = Self { saved, ..Self::new(threads) };
+        for slot in released {
+            let transport = slots.show(SlotIndex(*slot), parts)?;
+            slots.slots[usize::from(*slot)] = Slot::Released(transport);
+        }
+        for slot in retired {
+            slots.show(SlotIndex(*slot), parts)?;
+            slots.slots[usize::from(*slot)] = Slot::Retired;
+        }
+        Ok(slots)
+    }
+
+    /// A slot's registers, without a device, and not yet where the guest sees them.
+    fn transport(&self, slot: SlotIndex, parts: &Parts) -> Result<Transport, MachineError> {
+        let memory = Arc::clone(parts.vm.guest_memory());
+        let mut transport = MmioTransport::new(slot.0, memory, self.loops.clone())
+            .map_err(|source| MachineError::Host { what: "make an event descriptor", source })?;
+        transport.tell_failures(Arc::new(SlotFailures { slot, events: parts.surroundings.events.clone() }));
+        Ok(Arc::new(Mutex::new(transport)))
+    }
+
+    /// The registers of a slot whose device is gone, where the guest sees them.
+    fn show(&self, slot: SlotIndex, parts: &Parts) -> Result<Transport, MachineError> {
+        let transport = self.transport(slot, parts)?;
+        let device = Arc::clone(&transport) as SharedDevice;
+        parts.surroundings.mmio.insert(slot_registers(slot.0), ExitKind::Virtio, device);
+        Ok(transport)
+    }
+
+    /// The first free slot, or else the first that is free again.
     pub(super) fn free(&self) -> Result<SlotIndex, MachineError> {
-        let free = self.slots.iter().position(|slot| matches!(slot, Slot::Free));
+        let first = |wanted: fn(&Slot) -> bool| self.slots.iter().position(wanted);
+        let free = first(|slot| matches!(slot, Slot::Free)).or_else(|| first(|slot| matches!(slot, Slot::Released(_))));
         free.and_then(|index| u8::try_from(index).ok()).map(SlotIndex).ok_or(MachineError::NoSlot(SLOTS))
     }
 
@@ -97,32 +143,35 @@ impl Slots {
         device: Box<dyn VirtioDevice>,
         parts: &Parts,
     ) -> Result<(), MachineError> {
-        match self.slots.get(usize::from(slot.0)) {
-            Some(Slot::Free) => {}
+        let (transport, is_seen) = match self.slots.get(usize::from(slot.0)) {
+            Some(Slot::Free) => (self.transport(slot, parts)?, false),
+            Some(Slot::Released(transport)) => (Arc::clone(transport), true),
             Some(_) => return Err(MachineError::SlotTaken(slot.0)),
             None => return Err(MachineError::EmptySlot(slot.0)),
-        }
-        let failed = |source| MachineError::Host { what: "make an event descriptor", source };
-        let memory = Arc::clone(parts.vm.guest_memory());
-        let mut transport = MmioTransport::new(slot.0, memory, self.loops.clone()).map_err(failed)?;
-        transport.tell_failures(Arc::new(SlotFailures { slot, events: parts.surroundings.events.clone() }));
-        transport.attach(device).map_err(|error| MachineError::Device(Box::new(error)))?;
+        };
         let saved = self.saved.iter().position(|saved| saved.slot == slot.0);
-        if let Some(saved) = saved.and_then(|index| self.saved.get(index)) {
-            restore(&mut transport, saved)?;
+        let state = saved.and_then(|index| self.saved.get(index));
+        // Of a slot that the guest sees it sees nothing before all is there.
+        let mut registers = lock(&transport);
+        let (kicks, acknowledged) = match fill(&mut registers, device, slot, state, parts) {
+            Ok(kept) => kept,
+            Err(error) => {
+                drop(registers.detach());
+                return Err(error);
+            }
+        };
+        drop(registers);
+        let taken = Taken { transport, kicks, acknowledged };
+        if !is_seen {
+            let device = Arc::clone(&taken.transport) as SharedDevice;
+            parts.surroundings.mmio.insert(slot_registers(slot.0), ExitKind::Virtio, device);
         }
-
-        let kicks = transport.kicks().to_vec();
-        let registers = slot_registers(slot.0);
-        let acknowledged = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-            .map_err(|source| MachineError::Host { what: "make a descriptor for acknowledgements", source })?;
-        bind(&parts.vm, &transport, slot, &kicks, &acknowledged)?;
-        let taken = Taken { transport: Arc::new(Mutex::new(transport)), kicks, acknowledged };
-        let device = Arc::clone(&taken.transport) as SharedDevice;
-        parts.surroundings.mmio.insert(registers, ExitKind::Virtio, device);
         if let Err(error) = parts.plug_page.show_slot(slot.0, true) {
+            drop(taken.lock().detach());
             unbind(&parts.vm, slot, &taken);
-            parts.surroundings.mmio.remove(slot_registers(slot.0).start);
+            if !is_seen {
+                parts.surroundings.mmio.remove(slot_registers(slot.0).start);
+            }
             return Err(plug_error(error));
         }
         self.slots[usize::from(slot.0)] = Slot::Taken(taken);
@@ -138,13 +187,16 @@ impl Slots {
         let place = place.filter(|slot| matches!(slot, Slot::Taken(_))).ok_or(MachineError::EmptySlot(slot.0))?;
         parts.plug_page.show_slot(slot.0, false).map_err(plug_error)?;
         if let Slot::Taken(taken) = std::mem::take(place) {
-            drop(taken.lock().detach());
+            let mut registers = taken.lock();
+            // In one piece: a driver that comes later finds no device.
+            let released = registers.driver_has_let_go();
+            drop(registers.detach());
+            drop(registers);
             unbind(&parts.vm, slot, &taken);
-            if started {
-                // The empty transport stays at its address, so that a driver that is still there sees no device.
-                *place = Slot::Retired;
-            } else {
-                parts.surroundings.mmio.remove(slot_registers(slot.0).start);
+            match (started, released) {
+                (false, _) => parts.surroundings.mmio.remove(slot_registers(slot.0).start),
+                (true, true) => *place = Slot::Released(taken.transport),
+                (true, false) => *place = Slot::Retired,
             }
         }
         Ok(())
@@ -153,7 +205,7 @@ impl Slots {
     fn taken(&self) -> impl Iterator<Item = (u8, &Taken)> {
         (0..).zip(&self.slots).filter_map(|(index, slot)| match slot {
             Slot::Taken(taken) => Some((index, taken)),
-            Slot::Free | Slot::Retired => None,
+            Slot::Free | Slot::Released(_) | Slot::Retired => None,
         })
     }
 
@@ -182,9 +234,18 @@ impl Slots {
         self.taken().map(state).collect()
     }
 
+    fn those(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<u8> {
+        (0..).zip(&self.slots).filter(|(_, slot)| wanted(slot)).map(|(index, _)| index).collect()
+    }
+
+    /// The slots whose device is gone and that can be used again.
+    pub(super) fn released(&self) -> Vec<u8> {
+        self.those(|slot| matches!(slot, Slot::Released(_)))
+    }
+
     /// The slots that are not used again.
     pub(super) fn retired(&self) -> Vec<u8> {
-        (0..).zip(&self.slots).filter(|(_, slot)| matches!(slot, Slot::Retired)).map(|(index, _)| index).collect()
+        self.those(|slot| matches!(slot, Slot::Retired))
     }
 
     /// What each device has counted.
@@ -195,6 +256,29 @@ impl Slots {
         };
         self.taken().filter_map(counts).collect()
     }
+}
+
+/// What is kept of a device beside its registers, see [`Taken`].
+type Kept = (Vec<Arc<EventFd>>, EventFd);
+
+/// Puts a device behind a slot's registers, as it was saved or fresh, and lets KVM serve it. After an error it is to be taken
+/// out again.
+fn fill(
+    registers: &mut MmioTransport,
+    device: Box<dyn VirtioDevice>,
+    slot: SlotIndex,
+    saved: Option<&SlotState>,
+    parts: &Parts,
+) -> Result<Kept, MachineError> {
+    registers.attach(device).map_err(|error| MachineError::Device(Box::new(error)))?;
+    if let Some(saved) = saved {
+        restore(registers, saved)?;
+    }
+    let kicks = registers.kicks().to_vec();
+    let acknowledged = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+        .map_err(|source| MachineError::Host { what: "make a descriptor for acknowledgements", source })?;
+    bind(&parts.vm, registers, slot, &kicks, &acknowledged)?;
+    Ok((kicks, acknowledged))
 }
 
 fn restore(transport: &mut MmioTransport, saved: &SlotState) -> Result<(), MachineError> {

@@ -29,6 +29,8 @@ pub struct MachineState {
     pub serial: SerialRegisters,
     /// The devices.
     pub slots: Vec<SlotState>,
+    /// Slots whose device was taken away after the guest's driver had let go of it: they can be used again.
+    pub released_slots: Vec<u8>,
     /// Slots whose device was taken away and which the guest may still hold.
     pub retired_slots: Vec<u8>,
 }

@@ -5,6 +5,7 @@
 
 mod fixture;
 mod processes;
+mod slots;
 
 use fixture::Monitor;
 

@@ -40,6 +40,8 @@ pub(super) struct Attached {
     kicks: Vec<Arc<EventFd>>,
     /// The bits that the driver has set.
     status: u32,
+    /// A driver has used the device, now or before.
+    was_driven: bool,
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
@@ -70,6 +72,7 @@ impl Attached {
             failures,
             kicks,
             status: 0,
+            was_driven: false,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
@@ -108,6 +111,12 @@ impl Attached {
 
     fn has_failed(&self) -> bool {
         self.status & status::FAILED != 0 || self.interrupt.needs_reset()
+    }
+
+    /// Whether a driver was there and has gone: it has reset the device, which Linux then acknowledges once more. A device that
+    /// no driver has used does not say that: one may be about to come.
+    pub(super) fn driver_has_let_go(&self) -> bool {
+        self.was_driven && self.status & !status::ACKNOWLEDGE == 0
     }
 
     /// The value of a register.
@@ -255,6 +264,7 @@ impl Attached {
             self.stop();
             self.failures.tell(self.device.kind(), || "its driver has given it up".to_owned());
         } else if added & status::DRIVER_OK != 0 {
+            self.was_driven = true;
             let queues = self.new_queues();
             self.activate(queues);
         }
@@ -418,6 +428,7 @@ impl Attached {
             state.config_pending,
         );
         if state.status & status::DRIVER_OK != 0 {
+            self.was_driven = true;
             self.run = Run::Paused(live);
         }
         Ok(())

@@ -127,6 +127,13 @@ impl MmioTransport {
         self.attached.take().map(Attached::into_device)
     }
 
+    /// Whether a driver has used the device and has let go of it since, so that it holds nothing of it. False when the slot is
+    /// empty.
+    #[must_use]
+    pub fn driver_has_let_go(&self) -> bool {
+        self.attached.as_ref().is_some_and(Attached::driver_has_let_go)
+    }
+
     /// What the slot is doing.
     #[must_use]
     pub fn state(&self) -> DeviceState {

@@ -595,6 +595,43 @@ fn a_device_is_taken_out_while_its_driver_uses_it() {
 }
 
 #[test]
+fn a_driver_has_let_go_when_it_was_there_and_has_reset_its_device() {
+    let mut bench = Bench::new();
+    assert!(!bench.slot.driver_has_let_go(), "it may be about to come");
+    bench.add_status(ACKNOWLEDGE);
+    assert!(!bench.slot.driver_has_let_go());
+    bench.write(abi::VIRTIO_MMIO_STATUS, 0);
+    bench.probe_device();
+    assert!(!bench.slot.driver_has_let_go());
+    bench.breaks_its_queue();
+    assert!(!bench.slot.driver_has_let_go());
+    bench.write(abi::VIRTIO_MMIO_STATUS, 0);
+    assert!(bench.slot.driver_has_let_go());
+    // As Linux does behind a driver that was unbound.
+    bench.add_status(ACKNOWLEDGE);
+    assert!(bench.slot.driver_has_let_go());
+    bench.add_status(DRIVER);
+    assert!(!bench.slot.driver_has_let_go(), "another has come");
+    bench.add_status(FAILED);
+    assert!(!bench.slot.driver_has_let_go());
+    bench.write(abi::VIRTIO_MMIO_STATUS, 0);
+    bench.slot.detach();
+    assert!(!bench.slot.driver_has_let_go(), "nothing is there to let go of");
+}
+
+#[test]
+fn a_device_that_was_in_use_when_it_was_saved_can_be_let_go_of() {
+    let mut first = Bench::new();
+    first.probe_device();
+    first.slot.pause();
+    let mut second = Bench::on(&first.memory);
+    second.slot.restore(&first.slot.save().unwrap()).unwrap();
+    assert!(!second.slot.driver_has_let_go());
+    second.write(abi::VIRTIO_MMIO_STATUS, 0);
+    assert!(second.slot.driver_has_let_go());
+}
+
+#[test]
 fn a_slot_takes_one_device() {
     let mut bench = Bench::new();
     let error = bench.slot.attach(Box::new(TestDevice::new())).unwrap_err();

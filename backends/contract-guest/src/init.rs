@@ -68,6 +68,7 @@ fn obey(fd: i32) -> io::Result<()> {
             Some(("echo", text)) => text.to_owned(),
             Some(("read", names)) => read(names).unwrap_or_else(|e| e.to_string()),
             Some(("disk", text)) => disks::wait(text).unwrap_or_else(|e| e.to_string()),
+            Some(("break", disk)) => disks::break_often(disk).map_or_else(|e| e.to_string(), |()| "broken".to_owned()),
             Some(("release", disk)) => disks::release(disk).map_or_else(|e| e.to_string(), |()| "released".to_owned()),
             _ => match line.as_str() {
                 "poweroff" => return end(RebootMode::RB_POWER_OFF),

@@ -3,6 +3,7 @@
 //!
 //! The guest is the project's own kernel and initrd with another /init laid over it.
 
+mod failures;
 mod fixture;
 mod processes;
 mod slots;

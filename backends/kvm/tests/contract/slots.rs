@@ -10,7 +10,7 @@ use stockade_kvm::machine::SLOTS;
 use crate::fixture::Monitor;
 
 /// A file that a disk of the guest is to be: its text, and zeros.
-fn file(directory: &tempfile::TempDir, text: &str) -> PathBuf {
+pub(crate) fn file(directory: &tempfile::TempDir, text: &str) -> PathBuf {
     let path = directory.path().join(text);
     let mut content = text.as_bytes().to_vec();
     content.resize(64 << 10, 0);
@@ -18,7 +18,7 @@ fn file(directory: &tempfile::TempDir, text: &str) -> PathBuf {
     path
 }
 
-async fn plug(machine: &dyn Hypervisor, path: PathBuf) -> Result<DeviceId, HypervisorError> {
+pub(crate) async fn plug(machine: &dyn Hypervisor, path: PathBuf) -> Result<DeviceId, HypervisorError> {
     machine.add_device(DeviceConfig::Block { path, read_only: true }).await
 }
 

@@ -2,8 +2,9 @@
 
 use super::{DeviceError, Interrupt};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The descriptors of one request. Iterating over it ends: at its last descriptor, or where the guest has written what
@@ -76,6 +77,35 @@ impl LiveQueue {
             self.queue.disable_notification(memory).map(|()| false)
         };
         answer.map_err(|error| self.broken(error.to_string()))
+    }
+
+    /// Asks the driver to notify of the next request that it adds, while those that are available wait untaken: of which
+    /// it need not notify again, as [`want_kicks`](Self::want_kicks) would have it (virtio 1.2, section 2.7.10). Answers with the
+    /// available ring's index up to which it has added.
+    ///
+    /// # Errors
+    /// The rings cannot be accessed.
+    pub fn want_next_kick(&mut self, memory: &GuestMemoryMmap) -> Result<u16, DeviceError> {
+        self.want_kicks(memory, true)?;
+        let added = |queue: &Queue| queue.avail_idx(memory, Ordering::Acquire).map(|index| index.0);
+        let mut index = added(&self.queue).map_err(|error| self.broken(error.to_string()))?;
+        if !self.queue.event_idx_enabled() {
+            return Ok(index);
+        }
+        let at = 4 + 8 * u64::from(self.queue.size());
+        let event = self.queue.used_ring().checked_add(at).map(GuestAddress);
+        let event = event.ok_or_else(|| self.broken("its used ring is beyond all memory".to_owned()))?;
+        // Again while the driver adds: what it added before it saw this it did not tell of.
+        for _ in 0..=self.queue.size() {
+            memory.store(index.to_le(), event, Ordering::Release).map_err(|error| self.broken(error.to_string()))?;
+            fence(Ordering::SeqCst);
+            let now = added(&self.queue).map_err(|error| self.broken(error.to_string()))?;
+            if now == index {
+                return Ok(index);
+            }
+            index = now;
+        }
+        Err(self.broken("its available ring never rests".to_owned()))
     }
 
     /// Has the loop come back to this queue, as if the guest had notified it.
@@ -184,6 +214,24 @@ mod tests {
         live.notify(&memory, &interrupt).unwrap();
         assert_eq!(driver.take_used(), [(head, 8)]);
         assert_eq!(interrupt.take_queues(), [0]);
+    }
+
+    #[test]
+    fn a_driver_tells_of_the_next_request_though_others_wait() {
+        for features in [F_RING, F_VERSION_1] {
+            let (memory, mut driver, _) = queue();
+            let mut live = driver.live(features);
+            for _ in 0..3 {
+                driver.request(&[Part::In(4)]);
+            }
+            live.pop(&memory).unwrap().unwrap();
+            assert_eq!(live.want_next_kick(&memory).unwrap(), 3);
+            driver.request(&[Part::In(4)]);
+            assert!(driver.must_kick(features));
+            driver.request(&[Part::In(4)]);
+            assert!(features == F_VERSION_1 || !driver.must_kick(features), "once");
+            assert_eq!(live.want_next_kick(&memory).unwrap(), 5);
+        }
     }
 
     #[test]

@@ -193,6 +193,20 @@ fn a_restored_guest_hears_of_the_reset_before_anybody_reaches_it() {
 }
 
 #[test]
+fn a_guest_with_more_buffers_for_events_is_asked_to_tell_when_it_has_dealt_with_the_reset() {
+    let saved = Bench::new().device.save();
+    let mut bench = Bench::with(|device| device.restore(&saved).unwrap());
+    // As Linux does, which adds one for each that it has read.
+    for _ in 0..8 {
+        bench.queues[EVENTS].request(&[Part::In(4)]);
+    }
+    bench.handle();
+    assert_eq!(bench.queues[EVENTS].take_used().len(), 1);
+    bench.queues[EVENTS].request(&[Part::In(4)]);
+    assert!(bench.queues[EVENTS].must_kick(F_RING));
+}
+
+#[test]
 fn a_guest_that_had_no_driver_needs_no_reset() {
     let directory = tempfile::tempdir().unwrap();
     let saved = device(&directory).save();

@@ -1,7 +1,6 @@
 //! The half of the vsock device that moves packets.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use stockade_devices::vsock::{
@@ -76,9 +75,9 @@ fn announce_reset(
     if *phase == Phase::Open {
         return Ok(());
     }
-    events.want_kicks(memory, true)?;
     waiting(events, memory)?;
-    let index = events.queue.avail_idx(memory, Ordering::Acquire).map_err(|error| events.broken(error.to_string()))?.0;
+    // The buffers that the guest has there stay, but for one: it tells of none of them, but of the one that it gives back.
+    let index = events.want_next_kick(memory)?;
     match *phase {
         Phase::ResetTold(before) if before != index => {
             *phase = Phase::Open;

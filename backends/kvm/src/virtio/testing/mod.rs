@@ -6,13 +6,15 @@ mod device;
 
 pub(crate) use device::{F_TEST, Probe, TestDevice};
 
-use super::{Activation, Counters, DeviceError, Interrupt, LiveQueue, VirtioDevice, Worker};
+use super::{Activation, Counters, DeviceError, F_EVENT_IDX, Interrupt, LiveQueue, VirtioDevice, Worker};
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
+};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -20,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
 
 /// How long a test waits for what must happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -269,6 +272,16 @@ impl DriverQueue {
     /// What the device is notified by.
     pub(crate) fn kick_descriptor(&self) -> Arc<EventFd> {
         Arc::clone(&self.kick)
+    }
+
+    /// Whether a driver with these features would notify of the request that was added last (virtio 1.2, section 2.7.10).
+    pub(crate) fn must_kick(&self, features: u64) -> bool {
+        let read = |at: u64| self.memory.load::<u16>(GuestAddress(self.used_ring() + at), Ordering::Acquire).unwrap();
+        if features & F_EVENT_IDX == 0 {
+            return read(0) & NO_NOTIFY == 0;
+        }
+        let event = read(4 + 8 * u64::from(self.size));
+        event == self.avail.wrapping_sub(1)
     }
 
     /// Tells the device that there are requests, as the guest's notification does.

@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::disks;
 
@@ -66,11 +67,16 @@ fn obey(fd: i32) -> io::Result<()> {
         let line = line?;
         let answer = match line.split_once(' ') {
             Some(("echo", text)) => text.to_owned(),
+            Some(("remember", text)) => {
+                *memory() = text.to_owned();
+                "yes".to_owned()
+            }
             Some(("read", names)) => read(names).unwrap_or_else(|e| e.to_string()),
             Some(("disk", text)) => disks::wait(text).unwrap_or_else(|e| e.to_string()),
             Some(("break", disk)) => disks::break_often(disk).map_or_else(|e| e.to_string(), |()| "broken".to_owned()),
             Some(("release", disk)) => disks::release(disk).map_or_else(|e| e.to_string(), |()| "released".to_owned()),
             _ => match line.as_str() {
+                "recall" => memory().clone(),
                 "poweroff" => return end(RebootMode::RB_POWER_OFF),
                 "reset" => return end(RebootMode::RB_AUTOBOOT),
                 // The end of process 1 is a panic.
@@ -81,6 +87,12 @@ fn obey(fd: i32) -> io::Result<()> {
         writeln!(stream, "{answer}")?;
     }
     Ok(())
+}
+
+/// What the guest was told to remember.
+fn memory() -> MutexGuard<'static, String> {
+    static MEMORY: Mutex<String> = Mutex::new(String::new());
+    MEMORY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn end(mode: RebootMode) -> io::Result<()> {

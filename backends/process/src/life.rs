@@ -168,15 +168,15 @@ impl<R: Send + Sync + 'static, P: Clone + Default> Life<R, P> {
         &self.cancel
     }
 
-    /// The processes have started. `false`: somebody has stopped the machine meanwhile; then they must be ended, and
-    /// [`Life::given_up`] told.
+    /// The processes have started, and the machine runs or is paused. `false`: somebody has stopped the machine
+    /// meanwhile; then they must be ended, and [`Life::given_up`] told.
     #[must_use]
-    pub fn started(&self, running: &Arc<R>) -> bool {
+    pub fn started(&self, running: &Arc<R>, state: VmState) -> bool {
         let mut machine = self.machine();
         machine.starting = false;
         let wanted = !self.cancel.is_cancelled();
         if wanted {
-            machine.state = VmState::Running;
+            machine.state = state;
             machine.running = Some(Arc::clone(running));
         }
         wanted

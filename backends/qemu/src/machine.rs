@@ -110,7 +110,7 @@ impl Shared {
             stopping: StopNote::default(),
             _lifeline: lifeline,
         });
-        if !self.life.started(&running) {
+        if !self.life.started(&running, VmState::Running) {
             running.processes.kill();
             running.processes.ended(None).await;
             return Err(self.life.given_up());

@@ -4,7 +4,7 @@
 //! one test of each case of [`CASES`]. A case panics when a promise is broken.
 //!
 //! The guest of a fixture listens on vsock port [`GUEST_PORT`] and obeys lines: `echo <text>` is answered by `<text>`,
-//! `poweroff`, `reset` and `panic` are done, and `read <tag> <name>` is answered by the first line of the file `name` in
+//! `remember <text>` by `yes`, and `recall` by what it shall remember; `poweroff`, `reset` and `panic` are done, and `read <tag> <name>` is answered by the first line of the file `name` in
 //! the share `tag`. Real backends boot such a guest; the fake one plays it.
 
 mod boot;
@@ -12,6 +12,7 @@ mod configuration;
 mod devices;
 pub mod guest;
 mod life;
+mod snapshots;
 
 use crate::{Hypervisor, HypervisorError, StopDeadlines, VmConfig, VmExit, VmProcess};
 use std::any::Any;
@@ -124,6 +125,9 @@ cases! {
         a_guest_that_powers_off_is_a_shutdown
         a_guest_that_resets_is_an_exit
         a_guest_that_panics_is_a_panic;
+    snapshots: a_saved_machine_goes_on_in_others
+        a_machine_is_saved_to_an_empty_directory_only
+        a_machine_that_was_not_saved_or_is_another_is_not_taken_on;
 }
 
 /// Runs the case called `name`.

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use stockade_hypervisor::{
-    BootSource, DeviceConfig, ExitCause, HypervisorError, MiB, NetQueueFds, Operation, ProcessRole, VmConfig,
+    BootSource, DeviceConfig, ExitCause, HypervisorError, MiB, NetQueueFds, Operation, ProcessRole, VmConfig, VmState,
     hybrid_vsock,
 };
 use stockade_machine_process::console::Console;
@@ -20,8 +20,9 @@ use stockade_machine_process::stop::Stopping;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::snapshots::SavedFiles;
 use super::{KvmOptions, exit};
-use crate::control::{self, Answer, Begin, Client, ClientError, Disk, Network, Request, Seen, Share, Vsock};
+use crate::control::{self, Answer, Begin, Client, ClientError, Disk, Network, Request, Seen, Share, Sized, Vsock};
 use crate::jail::user_of;
 use crate::machine::COMMAND_LINE;
 
@@ -37,6 +38,27 @@ pub(super) struct Launched {
     pub(super) console: JoinHandle<()>,
     /// The guest's kernel has said that it panics.
     pub(super) panicked: Arc<AtomicBool>,
+    /// What is there.
+    pub(super) size: Sized,
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// The kernel that it is configured with.
+    Boot,
+    /// A machine that was saved.
+    Saved(SavedFiles),
+}
+
+impl Source {
+    /// What the machine is once it has started.
+    pub(super) fn state(&self) -> VmState {
+        match self {
+            Self::Boot => VmState::Running,
+            Self::Saved(_) => VmState::Paused,
+        }
+    }
 }
 
 /// Opens a file of the machine's; the kernel's errors name no file.
@@ -65,7 +87,7 @@ struct Plan {
     log: Option<File>,
 }
 
-fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<Plan, HypervisorError> {
+fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device], source: Source) -> Result<Plan, HypervisorError> {
     let start = Operation::Start;
     let mut passed = Passed::default();
     let (control, control_end) = control::pair().map_err(host("make a socket pair for the control messages"))?;
@@ -97,12 +119,21 @@ fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<P
             }
         }
     }
+    let (kernel, initrd, restore) = match source {
+        Source::Boot => (Some(&config.kernel.0), initrd, None),
+        // What it has of them is in its memory.
+        Source::Saved(SavedFiles { state, memory }) => (None, None, Some((passed.add(state), passed.add(memory)))),
+    };
+    let mut image = |path: Option<&PathBuf>| -> Result<Option<RawFd>, HypervisorError> {
+        path.map(|path| open(path, false, start)).transpose().map(|fd| fd.map(|fd| passed.add(fd)))
+    };
+    let (kernel, initrd) = (image(kernel)?, image(initrd)?);
     let size = |vcpus: u32| u8::try_from(vcpus).unwrap_or(u8::MAX);
     let socket = config.run_dir.join(AGENT_SOCKET);
     let begin = Begin {
         kvm: passed.add(open(&options.device, true, start)?),
-        kernel: Some(passed.add(open(&config.kernel.0, false, start)?)),
-        initrd: initrd.map(|path| open(path, false, start)).transpose()?.map(|fd| passed.add(fd)),
+        kernel,
+        initrd,
         cmdline: command_line(options, config),
         console: passed.add(console_end),
         vcpus: size(config.vcpus),
@@ -119,7 +150,7 @@ fn plan(options: &KvmOptions, config: &VmConfig, devices: &[Device]) -> Result<P
         reclaim: options.reclaim,
         seccomp: options.seccomp,
         user: user_of(std::process::id()),
-        restore: None,
+        restore,
     };
     let mut args = options.verb.clone();
     args.push(format!("control={}", passed.add(control_end)).into());
@@ -148,14 +179,15 @@ fn command_line(options: &KvmOptions, config: &VmConfig) -> String {
     params.join(" ")
 }
 
-/// Starts the machine; returns when its vCPUs may run.
+/// Starts the machine; returns when its vCPUs may run, or stand, if it was saved.
 pub(super) async fn launch(
     options: &KvmOptions,
     config: &VmConfig,
     devices: &[Device],
+    source: Source,
     cancel: &CancellationToken,
 ) -> Result<Launched, StartError> {
-    let plan = plan(options, config, devices)?;
+    let plan = plan(options, config, devices, source)?;
     let process = Process::launch(plan.launch).await?;
     let panicked = Arc::new(AtomicBool::new(false));
     let talk = async {
@@ -182,7 +214,7 @@ pub(super) async fn launch(
         },
     };
     let failure = match started {
-        Ok(()) => return Ok(Launched { process, client, console, panicked }),
+        Ok(size) => return Ok(Launched { process, client, console, panicked, size }),
         Err(failure) => failure,
     };
     // A process that has closed its socket is ending, and says why.
@@ -221,8 +253,8 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// Describes the machine, waits until it is built, and lets it run.
-async fn start(client: &Client, begin: Begin, options: &KvmOptions) -> Result<(), Failure> {
+/// Describes the machine, waits until it is built, and lets it run. Answers with its size.
+async fn start(client: &Client, begin: Begin, options: &KvmOptions) -> Result<Sized, Failure> {
     client.begin(begin).await?;
     let mut seen = client.seen();
     let built = |seen: &Seen| seen.ready || seen.exited.is_some() || seen.closed;
@@ -231,7 +263,7 @@ async fn start(client: &Client, begin: Begin, options: &KvmOptions) -> Result<()
         _ => return Err(Failure::Closed),
     }
     match client.ask(Request::Start, &[], options.start_limit).await? {
-        Answer::Done => Ok(()),
+        Answer::Sized(size) => Ok(size),
         Answer::Failed { message } => Err(Failure::Refused(control::bounded(&message))),
         other => Err(Failure::Refused(format!("the order to start was answered by {other:?}"))),
     }

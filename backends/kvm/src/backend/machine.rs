@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use stockade_hypervisor::{
     AgentChannel, Capabilities, DeviceConfig, DeviceId, Hypervisor, HypervisorError, MiB, Operation, ResizeRequest,
-    Resized, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
+    Resized, Snapshots, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
 };
 use stockade_machine_process::devices::{Device, Table};
 use stockade_machine_process::life::Life;
@@ -18,7 +18,7 @@ use stockade_machine_process::usage;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::launch::{self, Launched, hotplug_memory};
+use super::launch::{self, Launched, Source, hotplug_memory};
 use super::{KvmOptions, NAME, capabilities, devices, exit};
 use crate::control::{Added, Answer, Client, ClientError, Disk, Network, Request, bounded};
 use crate::machine::{MAX_MEMORY, MAX_VCPUS};
@@ -29,18 +29,18 @@ const END_WAIT: Duration = Duration::from_secs(4);
 /// A machine of the KVM backend. Dropping it kills what runs.
 #[derive(Debug)]
 pub struct Kvm {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    options: Arc<KvmOptions>,
-    life: Life<Running>,
+pub(super) struct Shared {
+    pub(super) options: Arc<KvmOptions>,
+    pub(super) life: Life<Running>,
 }
 
 /// What there is from the start to the end.
 #[derive(Debug)]
-struct Running {
+pub(super) struct Running {
     process: Process,
     client: Client,
     panicked: Arc<AtomicBool>,
@@ -56,7 +56,18 @@ impl Shared {
         request: Request,
         descriptors: &[Arc<OwnedFd>],
     ) -> Result<Answer, HypervisorError> {
-        let limit = self.options.answer_limit;
+        self.ask_within(running, operation, request, descriptors, self.options.answer_limit).await
+    }
+
+    /// [`Shared::ask`] with a time limit of its own.
+    pub(super) async fn ask_within(
+        &self,
+        running: &Running,
+        operation: Operation,
+        request: Request,
+        descriptors: &[Arc<OwnedFd>],
+        limit: Duration,
+    ) -> Result<Answer, HypervisorError> {
         let error = match running.client.ask(request, descriptors, limit).await {
             Ok(Answer::Failed { message }) => {
                 return Err(HypervisorError::Refused { operation, message: bounded(&message) });
@@ -69,16 +80,18 @@ impl Shared {
         Err(self.life.explain(operation, error).await)
     }
 
-    async fn start(self: Arc<Self>, config: Arc<VmConfig>) -> Result<(), HypervisorError> {
+    /// Starts the machine; one that was saved stands still then.
+    pub(super) async fn start(self: Arc<Self>, config: Arc<VmConfig>, source: Source) -> Result<(), HypervisorError> {
+        let state = source.state();
         let (devices, checked) = {
             let machine = self.life.machine();
             (machine.devices.all().to_vec(), devices::check_all(&machine.devices, &config))
         };
         let launched = match checked {
-            Ok(()) => launch::launch(&self.options, &config, &devices, self.life.cancelled()).await,
+            Ok(()) => launch::launch(&self.options, &config, &devices, source, self.life.cancelled()).await,
             Err(e) => Err(e.into()),
         };
-        let Launched { process, client, console, panicked } = match launched {
+        let Launched { process, client, console, panicked, size } = match launched {
             Ok(launched) => launched,
             Err(failed) => {
                 self.life.end(failed.cause);
@@ -86,7 +99,8 @@ impl Shared {
             }
         };
         let running = Arc::new(Running { process, client, panicked, stopping: StopNote::default() });
-        if !self.life.started(&running) {
+        self.life.machine().present = Resized { vcpus: size.vcpus.into(), memory: size.memory };
+        if !self.life.started(&running, state) {
             running.process.signal(libc::SIGKILL);
             running.process.ended().await;
             return Err(self.life.given_up());
@@ -220,7 +234,7 @@ impl Hypervisor for Kvm {
 
     async fn start(&self) -> Result<(), HypervisorError> {
         let config = self.shared.life.begin_start()?;
-        self.shared.life.finish_start(Arc::clone(&self.shared).start(config)).await
+        self.shared.life.finish_start(Arc::clone(&self.shared).start(config, Source::Boot)).await
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {
@@ -340,5 +354,9 @@ impl Hypervisor for Kvm {
             .map(|running| running.process.describe())
             .into_iter()
             .collect()
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
     }
 }

@@ -2,12 +2,14 @@
 //! [control protocol](crate::control).
 //!
 //! - `machine` is the [`Hypervisor`](stockade_hypervisor::Hypervisor); its states are those of
-//!   [`life`](stockade_machine_process::life); `launch` starts it, `exit` says how it ended, `devices` which devices it can have.
+//!   [`life`](stockade_machine_process::life); `launch` starts it, `exit` says how it ended, `devices` which devices it can have,
+//!   `snapshots` saves it.
 
 mod devices;
 mod exit;
 mod launch;
 mod machine;
+mod snapshots;
 
 pub use machine::Kvm;
 
@@ -89,7 +91,7 @@ pub(crate) fn capabilities() -> Capabilities {
         net_hotplug: true,
         vcpu_hotplug: true,
         memory_hotplug: true,
-        snapshots: false,
+        snapshots: true,
         max_vcpus: u32::from(MAX_VCPUS),
     }
 }

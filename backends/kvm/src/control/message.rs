@@ -42,7 +42,7 @@ pub enum FromVmm {
 pub struct Begin {
     /// /dev/kvm.
     pub kvm: RawFd,
-    /// The kernel, open for reading.
+    /// The kernel, open for reading; none for a machine that was saved.
     pub kernel: Option<RawFd>,
     /// The initial RAM disk, open for reading.
     pub initrd: Option<RawFd>,
@@ -134,7 +134,7 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Lets the vCPUs run for the first time.
+    /// Lets the vCPUs run for the first time, or stand, if the machine was saved. Answered by its size.
     Start,
     /// Stops all vCPUs.
     Pause,
@@ -166,7 +166,7 @@ pub enum Request {
     },
     /// Asks for the counters.
     Counters,
-    /// Saves the machine, which is paused. With the message come a file for its memory and one for its state.
+    /// Saves the machine, which is paused. With the message come an empty file for its state and one for its memory.
     Save,
     /// Tells the guest that the power button was pressed.
     PowerButton,

@@ -59,7 +59,7 @@ pub struct JailConfig {
     pub seccomp: bool,
     /// vCPUs may be plugged in.
     pub vcpu_hotplug: bool,
-    /// The size in bytes that files may grow to, where the process writes none of the host's: its own memory is one.
+    /// The size in bytes that files may grow to, where the process writes none but those that it is saved to.
     pub file_size: Option<u64>,
 }
 

@@ -14,6 +14,7 @@ use stockade_devices::jail::Jailed;
 use stockade_devices::vsock::{Muxer, MuxerConfig};
 use stockade_hypervisor::{MiB, ShareCache};
 
+use super::snapshot;
 use super::{VmmError, host};
 use crate::control::{Begin, Disk, Network, Share, Vsock as VsockPart};
 use crate::devices::balloon::{Balloon, BalloonHandle};
@@ -24,7 +25,7 @@ use crate::devices::net::{Net, NetConfig};
 use crate::devices::rng::Rng;
 use crate::devices::vsock::Vsock;
 use crate::jail::Jail;
-use crate::machine::{Console, Machine, MachineConfig, Size, SlotIndex, VcpuHook};
+use crate::machine::{Console, Machine, MachineConfig, MachineError, RestoreConfig, Size, SlotIndex, VcpuHook};
 use crate::sys;
 use crate::virtio::{Threads, VirtioDevice};
 
@@ -89,52 +90,107 @@ pub(super) fn build(begin: Begin, jail: &Jail, jailed: Jailed) -> Result<Built, 
     let console = UnixStream::from(inherited.take(begin.console)?);
     console.set_write_timeout(Some(CONSOLE_WAIT)).map_err(host("limit the wait for the console's reader"))?;
     let kvm = inherited.take(begin.kvm)?;
-    let kernel = match begin.kernel {
-        Some(kernel) => File::from(inherited.take(kernel)?),
-        None => return Err(VmmError::OutOfOrder),
-    };
-    let initrd = begin.initrd.map(|initrd| inherited.take(initrd)).transpose()?.map(File::from);
     let on_vcpu = jail.clone();
-    let config = MachineConfig {
-        size: Size {
-            memory: begin.memory,
-            hotplug_memory: begin.hotplug_memory,
-            vcpus: begin.vcpus,
-            max_vcpus: begin.max_vcpus,
-        },
-        kernel,
-        initrd,
-        cmdline: begin.cmdline,
-        console: Console(Box::new(console)),
-        vcpu_hook: VcpuHook::new(move || on_vcpu.vcpu().map_err(io::Error::other)),
-        threads: threads(jail),
+    let console = Console(Box::new(console));
+    let vcpu_hook = VcpuHook::new(move || on_vcpu.vcpu().map_err(io::Error::other));
+    let threads = threads(jail);
+    let size = Size {
+        memory: begin.memory,
+        hotplug_memory: begin.hotplug_memory,
+        vcpus: begin.vcpus,
+        max_vcpus: begin.max_vcpus,
     };
-    let mut machine = Machine::new(kvm, config)?;
-    let mut slots = BTreeMap::new();
-    slots.insert("rng".to_owned(), machine.attach(Box::new(Rng::new()))?);
-    slots.insert("vsock".to_owned(), machine.attach(Box::new(vsock(begin.vsock, &mut inherited)?))?);
+    let (machine, places) = match begin.restore {
+        Some((state, memory)) => {
+            let saved = snapshot::read(&File::from(inherited.take(state)?))?;
+            same_size(saved.machine.size, size)?;
+            let memory = File::from(inherited.take(memory)?);
+            let config = RestoreConfig { state: saved.machine, memory, console, vcpu_hook, threads };
+            (Machine::restore(kvm, config)?, Some(saved.slots))
+        }
+        None => {
+            let kernel = File::from(inherited.take(begin.kernel.ok_or(VmmError::OutOfOrder)?)?);
+            let initrd = begin.initrd.map(|initrd| inherited.take(initrd)).transpose()?.map(File::from);
+            let cmdline = begin.cmdline;
+            (Machine::new(kvm, MachineConfig { size, kernel, initrd, cmdline, console, vcpu_hook, threads })?, None)
+        }
+    };
+    let mut devices = Devices { machine, slots: BTreeMap::new(), places };
+    devices.attach("rng", Box::new(Rng::new()))?;
+    devices.attach("vsock", Box::new(vsock(begin.vsock, &mut inherited)?))?;
     if let Some(share) = begin.share {
-        slots.insert(share.tag.clone(), machine.attach(Box::new(fs(share, jailed)?))?);
+        devices.attach(&share.tag.clone(), Box::new(fs(share, jailed)?))?;
     }
     for (id, part, file) in begin.disks {
-        let device = disk(&id, part, vec![inherited.take(file)?], jail)?;
-        slots.insert(id, machine.attach(device)?);
+        devices.attach(&id, disk(&id, part, vec![inherited.take(file)?], jail)?)?;
     }
     for (id, part, queues) in begin.networks {
         let taps = queues.into_iter().map(|queue| inherited.take(queue)).collect::<Result<_, _>>()?;
-        slots.insert(id, machine.attach(network(part, taps)?)?);
+        devices.attach(&id, network(part, taps)?)?;
     }
     let balloon = begin.reclaim.then(Balloon::new).transpose().map_err(host("make a descriptor for the balloon"))?;
     let reclaimed = balloon.as_ref().map(Balloon::handle);
     if let Some(balloon) = balloon {
-        slots.insert("balloon".to_owned(), machine.attach(Box::new(balloon))?);
+        devices.attach("balloon", Box::new(balloon))?;
     }
-    let pluggable = pluggable(&machine)?;
+    let pluggable = pluggable(&devices.machine)?;
     let plug = pluggable.as_ref().map(Mem::handle);
     if let Some(mem) = pluggable {
-        slots.insert("mem".to_owned(), machine.attach(Box::new(mem))?);
+        devices.attach("mem", Box::new(mem))?;
     }
+    let (machine, slots) = devices.complete()?;
     Ok(Built { machine, slots, boot_memory: begin.memory, plug, balloon: reclaimed })
+}
+
+/// A machine that gets its devices.
+struct Devices {
+    machine: Machine,
+    slots: BTreeMap<String, SlotIndex>,
+    /// Where each was, of a machine that was saved.
+    places: Option<BTreeMap<String, SlotIndex>>,
+}
+
+impl Devices {
+    /// Adds a device, of a machine that was saved in the slot that it was in.
+    fn attach(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(), VmmError> {
+        let slot = match &self.places {
+            None => self.machine.attach(device)?,
+            Some(places) => {
+                let place = places.get(name).copied();
+                let slot = place.ok_or_else(|| unlike(format!("it had no device {name}, which this machine has")))?;
+                self.machine.attach_at(slot, device)?;
+                slot
+            }
+        };
+        self.slots.insert(name.to_owned(), slot);
+        Ok(())
+    }
+
+    /// The machine and where its devices are, which are all that were saved.
+    fn complete(self) -> Result<(Machine, BTreeMap<String, SlotIndex>), VmmError> {
+        let missing = self.places.iter().flatten().find(|(name, _)| !self.slots.contains_key(*name));
+        match missing {
+            Some((name, _)) => Err(unlike(format!("it had a device {name}, which this machine lacks"))),
+            None => Ok((self.machine, self.slots)),
+        }
+    }
+}
+
+/// Refuses a saved machine that is not of the described one's size.
+fn same_size(saved: Size, described: Size) -> Result<(), VmmError> {
+    if saved == described {
+        return Ok(());
+    }
+    let words = |size: Size| {
+        let Size { memory, hotplug_memory, vcpus, max_vcpus } = size;
+        format!("{vcpus} of at most {max_vcpus} vCPUs, {memory}, and {hotplug_memory} that may be plugged")
+    };
+    Err(unlike(format!("it had {}; this machine has {}", words(saved), words(described))))
+}
+
+/// Says that the saved machine is not the described one.
+fn unlike(difference: String) -> VmmError {
+    VmmError::Machine(MachineError::SavedState(difference))
 }
 
 /// Starts devices' threads in the jail.

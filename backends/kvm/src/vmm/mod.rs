@@ -11,6 +11,7 @@
 mod build;
 mod log;
 mod serve;
+mod snapshot;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -170,7 +171,7 @@ pub fn begin(control: &OwnedFd, keep: &[RawFd]) -> Result<(Begin, Jail, stockade
         return Err(VmmError::OutOfOrder);
     };
     let writes_files = begin.share.is_some() || begin.disks.iter().any(|(_, disk, _)| !disk.read_only);
-    // The guest's memory is a file of the process's own.
+    // The largest file that it is given to write is the one that the guest's memory is saved to.
     let memory = begin.memory.bytes().saturating_add(begin.hotplug_memory.bytes());
     let config = JailConfig {
         share: begin.share.as_ref().map(|share| share.root.clone()),
@@ -178,7 +179,7 @@ pub fn begin(control: &OwnedFd, keep: &[RawFd]) -> Result<(Begin, Jail, stockade
         user: begin.user,
         seccomp: begin.seccomp,
         vcpu_hotplug: begin.max_vcpus > begin.vcpus,
-        file_size: (!writes_files && begin.restore.is_none()).then_some(memory),
+        file_size: (!writes_files).then_some(memory),
     };
     let (jail, jailed) = jail::enter(&config)?;
     Ok((*begin, jail, jailed))

@@ -9,6 +9,7 @@ use stockade_hypervisor::MiB;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::build::{self, Built};
+use super::snapshot;
 use super::{VmmError, host};
 use crate::control::{self, Added, Answer, Counters, Event, ExitReason, FromVmm, Request, Sized, ToVmm, bounded};
 use crate::jail::Jail;
@@ -104,7 +105,10 @@ fn answer(request: Request, descriptors: Vec<OwnedFd>, built: &mut Built, jail: 
             let started = machine.start();
             // From here on the guest runs, on threads that are confined; this one starts none of those any more.
             jail.main()?;
-            done(started)
+            match started {
+                Ok(()) => size(built),
+                Err(error) => failed(&error),
+            }
         }
         Request::Pause => done(machine.pause()),
         Request::Resume => done(machine.resume()),
@@ -135,7 +139,10 @@ fn answer(request: Request, descriptors: Vec<OwnedFd>, built: &mut Built, jail: 
             }
             None => Answer::Unsupported { reason: "it has no balloon".to_owned() },
         },
-        Request::Save => Answer::Unsupported { reason: "it cannot be saved yet".to_owned() },
+        Request::Save => match snapshot::save(built, descriptors) {
+            Ok(()) => Answer::Done,
+            Err(error) => failed(&error),
+        },
         Request::PowerButton => {
             Answer::Unsupported { reason: "it has no power button: the guest's agent is to be asked".to_owned() }
         }
@@ -162,6 +169,11 @@ fn resize(vcpus: Option<u8>, memory: Option<MiB>, built: &mut Built) -> Answer {
         Err(error) => return failed(&error),
     };
     Answer::Sized(Sized { vcpus, memory: built.memory() })
+}
+
+/// The machine's size now.
+fn size(built: &Built) -> Answer {
+    Answer::Sized(Sized { vcpus: built.machine.vcpus(), memory: built.memory() })
 }
 
 /// Plugs a device in.

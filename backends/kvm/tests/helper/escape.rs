@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use stockade_kvm::control::{self, Answer, Event, ExitReason, FromVmm, Request, ToVmm};
+use stockade_kvm::control::{self, Answer, Event, ExitReason, FromVmm, Request, Sized, ToVmm};
 use stockade_kvm::jail::Jail;
 use stockade_kvm::virtio::ThreadKind;
 use stockade_kvm::vmm;
@@ -36,7 +36,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> ExitCode {
 
 fn serve(thread: &str, attempt: &str, target: &str, control: &str) -> Result<(), Failure> {
     let control = vmm::control_socket(&[control.to_owned()])?;
-    let (_begin, jail, _jailed) = vmm::begin(&control, &[])?;
+    let (begin, jail, _jailed) = vmm::begin(&control, &[])?;
     // The file server's thread begins while the process is privileged, as in a machine.
     let (order, go) = std::sync::mpsc::channel::<()>();
     let on_thread = {
@@ -59,7 +59,8 @@ fn serve(thread: &str, attempt: &str, target: &str, control: &str) -> Result<(),
     if thread == "main" {
         jail.main()?;
     }
-    control::send(control.as_fd(), &FromVmm::Answer { id, answer: Answer::Done }, &[])?;
+    let size = Sized { vcpus: begin.vcpus, memory: begin.memory };
+    control::send(control.as_fd(), &FromVmm::Answer { id, answer: Answer::Sized(size) }, &[])?;
     if attempt == "wait" {
         // For the supervisor's end, which closes the socket.
         let _end = control::receive::<ToVmm>(control.as_fd());

@@ -1,7 +1,9 @@
 //! A table of namespaces: the guest's network equals the namespace's, packets pass both ways, and nothing remains.
 
+use std::time::Duration;
+
 use super::world::{World, assert_as_before, call, path_of};
-use stockade_tests::harness::{Bundle, HostState, Stockade};
+use stockade_tests::harness::{Bundle, HostState, Stockade, wait};
 
 /// A container that waits to be looked into.
 const WAIT: &str = "while :; do sleep 1; done";
@@ -225,8 +227,7 @@ fn come_and_go(cases: &[Case]) {
             }
             (case.remove)(world);
             world.guest_agrees(stockade, id, &format!("{name}, gone"));
-            let is_empty =
-                stockade_tests::harness::wait::until(std::time::Duration::from_secs(10), || world.picture() == empty);
+            let is_empty = wait::until(Duration::from_secs(10), || world.picture() == empty);
             assert!(is_empty, "{name}: {:#?}", world.picture());
         }
     });
@@ -235,6 +236,26 @@ fn come_and_go(cases: &[Case]) {
 #[test]
 fn veths_come_and_go_while_the_container_runs() {
     come_and_go(VETHS);
+}
+
+/// The built-in monitor has places for 32 devices, of which a machine takes some for itself.
+#[test]
+fn an_interface_comes_and_goes_more_often_than_the_machine_has_places_for_devices() {
+    while_a_container_runs(|world, stockade, id| {
+        let empty = world.picture();
+        for number in 1..=32 {
+            world.veth(1, 1500);
+            world.guest_agrees(stockade, id, &format!("interface {number}"));
+            world.ip("link del eth1");
+            let is_empty = wait::until(Duration::from_secs(10), || world.picture() == empty);
+            assert!(is_empty, "interface {number}, gone: {:#?}", world.picture());
+        }
+        world.veth(1, 1500);
+        world.guest_agrees(stockade, id, "the last interface");
+        world.pings(stockade, id, "10.1.0.2", "10.1.0.1", 1400);
+        world.ip("link del eth1");
+        world.guest_agrees(stockade, id, "no interface");
+    });
 }
 
 #[test]

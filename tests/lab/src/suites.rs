@@ -74,7 +74,6 @@ pub const SUITES: &[Suite] = &[
     // Of each of the larger programs what makes most of its calls: all of them take three quarters of an hour in lab
     // hosts.
     kvm("containerd", "a_detached_container"),
-    kvm("cri", "a_pod_of_two"),
     kvm("cri", "exec_and_attach"),
     kvm("podman", "a_container_has"),
     kvm("hooks", "hooks_of_every_kind"),

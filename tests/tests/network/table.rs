@@ -213,6 +213,12 @@ fn while_a_container_runs(work: impl FnOnce(&World, &Stockade, &str)) {
     assert_as_before(&empty, &world.picture());
 }
 
+/// Checks that the namespace comes to look so: what is undone on a netlink event is undone a little later.
+fn assert_becomes(world: &World, wanted: &[String], what: &str) {
+    let became = wait::until(Duration::from_secs(10), || world.picture() == wanted);
+    assert!(became, "{what}: {:#?}", world.picture());
+}
+
 fn come_and_go(cases: &[Case]) {
     while_a_container_runs(|world, stockade, id| {
         let empty = world.picture();
@@ -227,8 +233,7 @@ fn come_and_go(cases: &[Case]) {
             }
             (case.remove)(world);
             world.guest_agrees(stockade, id, &format!("{name}, gone"));
-            let is_empty = wait::until(Duration::from_secs(10), || world.picture() == empty);
-            assert!(is_empty, "{name}: {:#?}", world.picture());
+            assert_becomes(world, &empty, name);
         }
     });
 }
@@ -247,8 +252,7 @@ fn an_interface_comes_and_goes_more_often_than_the_machine_has_places_for_device
             world.veth(1, 1500);
             world.guest_agrees(stockade, id, &format!("interface {number}"));
             world.ip("link del eth1");
-            let is_empty = wait::until(Duration::from_secs(10), || world.picture() == empty);
-            assert!(is_empty, "interface {number}, gone: {:#?}", world.picture());
+            assert_becomes(world, &empty, &format!("interface {number}, gone"));
         }
         world.veth(1, 1500);
         world.guest_agrees(stockade, id, "the last interface");

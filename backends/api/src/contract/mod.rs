@@ -148,8 +148,11 @@ async fn prepared(fixture: &dyn Fixture) -> (Arc<dyn Hypervisor>, Box<dyn Any + 
     (hypervisor, keep)
 }
 
-/// A machine of `fixture` that runs.
-async fn started(fixture: &dyn Fixture) -> (Arc<dyn Hypervisor>, Box<dyn Any + Send>) {
+/// A machine of `fixture` that runs, and what it needs to stay.
+///
+/// # Panics
+/// When it does not start.
+pub async fn started(fixture: &dyn Fixture) -> (Arc<dyn Hypervisor>, Box<dyn Any + Send>) {
     let (hypervisor, keep) = prepared(fixture).await;
     within(hypervisor.start()).await.expect("a prepared machine starts");
     (hypervisor, keep)

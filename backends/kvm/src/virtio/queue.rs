@@ -86,12 +86,13 @@ impl LiveQueue {
     /// # Errors
     /// The rings cannot be accessed.
     pub fn want_next_kick(&mut self, memory: &GuestMemoryMmap) -> Result<u16, DeviceError> {
-        self.want_kicks(memory, true)?;
         let added = |queue: &Queue| queue.avail_idx(memory, Ordering::Acquire).map(|index| index.0);
-        let mut index = added(&self.queue).map_err(|error| self.broken(error.to_string()))?;
         if !self.queue.event_idx_enabled() {
-            return Ok(index);
+            // Then a driver tells of each.
+            self.want_kicks(memory, true)?;
+            return added(&self.queue).map_err(|error| self.broken(error.to_string()));
         }
+        let mut index = added(&self.queue).map_err(|error| self.broken(error.to_string()))?;
         let at = 4 + 8 * u64::from(self.queue.size());
         let event = self.queue.used_ring().checked_add(at).map(GuestAddress);
         let event = event.ok_or_else(|| self.broken("its used ring is beyond all memory".to_owned()))?;

@@ -25,7 +25,7 @@ use crate::devices::net::{Net, NetConfig};
 use crate::devices::rng::Rng;
 use crate::devices::vsock::Vsock;
 use crate::jail::Jail;
-use crate::machine::{Console, Machine, MachineConfig, MachineError, RestoreConfig, Size, SlotIndex, VcpuHook};
+use crate::machine::{Console, Machine, MachineConfig, RestoreConfig, Size, SlotIndex, VcpuHook};
 use crate::sys;
 use crate::virtio::{Threads, VirtioDevice};
 
@@ -157,7 +157,8 @@ impl Devices {
             None => self.machine.attach(device)?,
             Some(places) => {
                 let place = places.get(name).copied();
-                let slot = place.ok_or_else(|| unlike(format!("it had no device {name}, which this machine has")))?;
+                let slot = place
+                    .ok_or_else(|| snapshot::refused(format!("it had no device {name}, which this machine has")))?;
                 self.machine.attach_at(slot, device)?;
                 slot
             }
@@ -170,7 +171,7 @@ impl Devices {
     fn complete(self) -> Result<(Machine, BTreeMap<String, SlotIndex>), VmmError> {
         let missing = self.places.iter().flatten().find(|(name, _)| !self.slots.contains_key(*name));
         match missing {
-            Some((name, _)) => Err(unlike(format!("it had a device {name}, which this machine lacks"))),
+            Some((name, _)) => Err(snapshot::refused(format!("it had a device {name}, which this machine lacks"))),
             None => Ok((self.machine, self.slots)),
         }
     }
@@ -185,12 +186,7 @@ fn same_size(saved: Size, described: Size) -> Result<(), VmmError> {
         let Size { memory, hotplug_memory, vcpus, max_vcpus } = size;
         format!("{vcpus} of at most {max_vcpus} vCPUs, {memory}, and {hotplug_memory} that may be plugged")
     };
-    Err(unlike(format!("it had {}; this machine has {}", words(saved), words(described))))
-}
-
-/// Says that the saved machine is not the described one.
-fn unlike(difference: String) -> VmmError {
-    VmmError::Machine(MachineError::SavedState(difference))
+    Err(snapshot::refused(format!("it had {}; this machine has {}", words(saved), words(described))))
 }
 
 /// Starts devices' threads in the jail.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
@@ -42,16 +42,19 @@ pub(super) fn save(built: &mut Built, files: Vec<OwnedFd>) -> Result<(), VmmErro
     File::from(state).write_all(&bytes).map_err(host("write the machine's state to its file"))
 }
 
+/// Says why a saved machine is not taken on.
+pub(super) fn refused(problem: String) -> VmmError {
+    VmmError::Machine(MachineError::SavedState(problem))
+}
+
 /// Reads what [`save`] wrote.
 pub(super) fn read(state: &File) -> Result<Saved, VmmError> {
-    let wrong = |problem: String| VmmError::Machine(MachineError::SavedState(problem));
     let mut bytes = Vec::new();
-    let read: io::Result<usize> = BufReader::new(state.take(STATE_LIMIT)).read_to_end(&mut bytes);
-    read.map_err(host("read the machine's state from its file"))?;
-    let nonsense = |error: serde_json::Error| wrong(format!("the file with it makes no sense: {error}"));
+    state.take(STATE_LIMIT).read_to_end(&mut bytes).map_err(host("read the machine's state from its file"))?;
+    let nonsense = |error: serde_json::Error| refused(format!("the file with it makes no sense: {error}"));
     let Version { version } = serde_json::from_slice(&bytes).map_err(nonsense)?;
     if version != VERSION {
-        return Err(wrong(format!("its version is {version}, this program's {VERSION}")));
+        return Err(refused(format!("its version is {version}, this program's {VERSION}")));
     }
     serde_json::from_slice(&bytes).map_err(nonsense)
 }

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use stockade_hypervisor::ExitCause;
-use stockade_hypervisor::contract::{Fixture, Machine, guest, slowness};
+use stockade_hypervisor::contract::{guest, slowness, started};
 
 use crate::fixture::Monitor;
-use crate::slots::{file, plug};
+use crate::slots::{disk, file, plug};
 
 /// What the supervisor's side has logged.
 #[derive(Debug, Clone, Default)]
@@ -37,14 +37,11 @@ async fn a_device_that_the_guest_breaks_over_and_over_is_logged_a_few_times_and_
     let log = Log::default();
     let writer = log.clone();
     tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).init();
-    let Machine { hypervisor: machine, config, keep: _keep } = Monitor.machine();
-    machine.prepare(config).await.unwrap();
-    machine.start().await.unwrap();
+    let (machine, _keep) = started(&Monitor).await;
     let mut guest = guest::connect(&Monitor, machine.as_ref()).await;
     let directory = tempfile::tempdir().unwrap();
     let device = plug(machine.as_ref(), file(&directory, "fragile")).await.unwrap();
-    let disk = guest::ask(&mut guest, "disk fragile").await;
-    assert!(disk.starts_with("vd"), "{disk}");
+    let disk = disk(&mut guest, "fragile").await;
     assert_eq!(log.lines_with("has failed"), [""; 0]);
 
     assert_eq!(guest::ask(&mut guest, &format!("break {disk}")).await, "broken");

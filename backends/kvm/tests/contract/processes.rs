@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stockade_hypervisor::contract::{Fixture, Machine, slowness};
+use stockade_hypervisor::contract::{Fixture, Machine, slowness, started};
 use stockade_hypervisor::{ExitCause, HypervisorError, ProcessRole, StopDeadlines, VmState};
 use stockade_kvm::backend::KvmOptions;
 
@@ -10,9 +10,7 @@ use crate::fixture::Monitor;
 
 #[tokio::test]
 async fn sigterm_from_outside_is_a_signal_and_not_a_stop() {
-    let Machine { hypervisor, config, keep: _keep } = Monitor.machine();
-    hypervisor.prepare(config).await.unwrap();
-    hypervisor.start().await.unwrap();
+    let (hypervisor, _keep) = started(&Monitor).await;
     let pid = hypervisor.processes().first().unwrap().pid;
     assert!(std::process::Command::new("kill").arg(pid.to_string()).status().unwrap().success());
     let mut exit = hypervisor.exit();

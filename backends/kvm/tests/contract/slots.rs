@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use stockade_hypervisor::contract::{Fixture, Machine, guest};
+use stockade_hypervisor::contract::{guest, started};
 use stockade_hypervisor::{DeviceConfig, DeviceId, Hypervisor, HypervisorError, StopDeadlines};
 use stockade_kvm::machine::SLOTS;
+use tokio::io::BufReader;
+use tokio::net::UnixStream;
 
 use crate::fixture::Monitor;
 
@@ -22,36 +24,37 @@ pub(crate) async fn plug(machine: &dyn Hypervisor, path: PathBuf) -> Result<Devi
     machine.add_device(DeviceConfig::Block { path, read_only: true }).await
 }
 
+/// Waits for the guest's disk that begins with `text`, and tells its name in the guest.
+pub(crate) async fn disk(guest: &mut BufReader<UnixStream>, text: &str) -> String {
+    let disk = guest::ask(guest, &format!("disk {text}")).await;
+    assert!(disk.starts_with("vd"), "{text}: {disk}");
+    disk
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_the_guest_has_let_go_of_is_used_again() {
-    let Machine { hypervisor: machine, config, keep: _keep } = Monitor.machine();
-    machine.prepare(config).await.unwrap();
-    machine.start().await.unwrap();
+    let (machine, _keep) = started(&Monitor).await;
     let mut guest = guest::connect(&Monitor, machine.as_ref()).await;
     let directory = tempfile::tempdir().unwrap();
     for number in 0..SLOTS + 8 {
         // None begins with another's text.
         let text = format!("disk-{number:03}");
         let device = plug(machine.as_ref(), file(&directory, &text)).await.unwrap_or_else(|e| panic!("{text}: {e}"));
-        let disk = guest::ask(&mut guest, &format!("disk {text}")).await;
-        assert!(disk.starts_with("vd"), "{text}: {disk}");
+        let disk = disk(&mut guest, &text).await;
         assert_eq!(guest::ask(&mut guest, &format!("release {disk}")).await, "released", "{text}");
         machine.remove_device(&device).await.unwrap();
     }
     // Where one was released, two find room beside each other too.
     for text in ["one of two", "two of two"] {
         plug(machine.as_ref(), file(&directory, text)).await.unwrap();
-        let disk = guest::ask(&mut guest, &format!("disk {text}")).await;
-        assert!(disk.starts_with("vd"), "{text}: {disk}");
+        disk(&mut guest, text).await;
     }
     machine.stop(StopDeadlines::NOW).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_whose_device_the_guest_still_holds_is_not_used_again() {
-    let Machine { hypervisor: machine, config, keep: _keep } = Monitor.machine();
-    machine.prepare(config).await.unwrap();
-    machine.start().await.unwrap();
+    let (machine, _keep) = started(&Monitor).await;
     let mut guest = guest::connect(&Monitor, machine.as_ref()).await;
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "held");
@@ -62,7 +65,7 @@ async fn a_slot_whose_device_the_guest_still_holds_is_not_used_again() {
             Err(error) => break error,
         };
         if plugs == 0 {
-            assert!(guest::ask(&mut guest, "disk held").await.starts_with("vd"));
+            disk(&mut guest, "held").await;
         }
         machine.remove_device(&device).await.unwrap();
         plugs += 1;

@@ -18,7 +18,6 @@ pub mod mem;
 pub mod net;
 mod queue;
 pub mod rng;
-mod space;
 #[cfg(test)]
 mod testing;
 pub mod vsock;

@@ -18,6 +18,7 @@ use crate::acpi::{self, PlugPage};
 use crate::bus::{Bus, SharedDevice};
 use crate::loader::{self, BootParams, MemoryMapEntry};
 use crate::memory::Memory;
+use crate::memory::registers::RegisterPages;
 use crate::memory::layout::{self, ACPI_TABLES, BOOT_PARAMS, CONVENTIONAL_END, EVENT_GSI, HIGH_MEMORY, SERIAL_GSI};
 use crate::power::{self, KeyboardReset, PowerRegisters};
 use crate::serial::{self, SerialConsole};
@@ -202,7 +203,8 @@ fn make_vm(kvm: OwnedFd, size: Size) -> Result<Arc<Vm>, MachineError> {
     for range in ranges {
         memory.prefer_huge_pages(range);
     }
-    Vm::new(kvm, memory).map(Arc::new)
+    let registers = RegisterPages::new(slot_count()).map_err(failed)?;
+    Vm::new(kvm, memory, registers).map(Arc::new)
 }
 
 fn check_size(size: Size) -> Result<(), MachineError> {

@@ -112,16 +112,17 @@ impl Slots {
         Ok(slots)
     }
 
-    /// A slot's registers, without a device, and not yet where the guest sees them.
+    /// A slot's registers, without a device, and not yet where the guest's writes reach them.
     fn transport(&self, slot: SlotIndex, parts: &Parts) -> Result<Transport, MachineError> {
         let memory = Arc::clone(parts.vm.guest_memory());
-        let mut transport = MmioTransport::new(slot.0, memory, self.loops.clone())
+        let page = parts.vm.registers().page(slot.0).ok_or(MachineError::EmptySlot(slot.0))?;
+        let mut transport = MmioTransport::new(slot.0, page, memory, self.loops.clone())
             .map_err(|source| MachineError::Host { what: "make an event descriptor", source })?;
         transport.tell_failures(Arc::new(SlotFailures { slot, events: parts.surroundings.events.clone() }));
         Ok(Arc::new(Mutex::new(transport)))
     }
 
-    /// The registers of a slot whose device is gone, where the guest sees them.
+    /// The registers of a slot whose device is gone, where the guest's writes reach them.
     fn show(&self, slot: SlotIndex, parts: &Parts) -> Result<Transport, MachineError> {
         let transport = self.transport(slot, parts)?;
         let device = Arc::clone(&transport) as SharedDevice;

@@ -9,7 +9,7 @@
 //!   0x100000 ├──────────────────────────────┤
 //!            │ kernel … initrd at its end   │
 //!      3 GiB ├──────────────────────────────┤
-//!            │ virtio slots                 │  registers; the only addresses that nothing backs
+//!            │ virtio slots                 │  registers; reads are answered by pages, writes exit
 //!            │ IOAPIC, local APIC, KVM's own│
 //!      4 GiB ├──────────────────────────────┤
 //!            │ memory beyond 3 GiB          │

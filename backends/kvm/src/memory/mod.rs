@@ -1,6 +1,7 @@
 //! The guest's memory: regions of this process that KVM maps into the guest.
 
 pub(crate) mod layout;
+pub(crate) mod registers;
 mod sys;
 
 use std::fs::File;

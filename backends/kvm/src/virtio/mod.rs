@@ -97,6 +97,25 @@ pub trait Interrupt: Send + Sync + fmt::Debug {
     /// The configuration space has changed; the transport counts its generation up before the guest is told. At any
     /// time: a driver that is not ready yet is told when it is.
     fn config(&self);
+
+    /// The configuration space has changed by what the driver asked for, as its device's description says: it reads it anew
+    /// and is not interrupted.
+    fn config_by_driver(&self);
+}
+
+/// A device's configuration space. The transport keeps a copy that the guest reads, and asks for it when a device comes, is
+/// [told](Interrupt::config) to have changed it, is reset or takes on a state, and when the driver has written to it.
+pub trait ConfigSpace: Send + Sync + fmt::Debug {
+    /// Its bytes now; what is beyond them reads as zero. On any thread: must come back at once, and not call the
+    /// [`Interrupt`].
+    fn bytes(&self) -> Vec<u8>;
+}
+
+/// One that never changes.
+impl ConfigSpace for Vec<u8> {
+    fn bytes(&self) -> Vec<u8> {
+        self.clone()
+    }
 }
 
 /// Hears that a device serves its driver no longer.
@@ -145,11 +164,13 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// The largest size of each queue, powers of two; the length is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Reads the configuration space at `offset`. What is beyond its end stays as it is (zero).
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Its configuration space; the same for as long as it lives.
+    fn config_space(&self) -> Arc<dyn ConfigSpace>;
 
-    /// Writes the configuration space at `offset`; what cannot be written is ignored.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// Writes the configuration space at `offset`; what cannot be written, by default everything, is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
 
     /// The device has been put into a slot. One that changes its configuration on its own keeps `interrupt` to say so.
     fn attached(&mut self, interrupt: Arc<dyn Interrupt>) {

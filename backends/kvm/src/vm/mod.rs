@@ -10,15 +10,18 @@ use kvm_bindings::{
     KvmIrqRouting, MsrList, kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irqchip,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use sys::Access;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::{ChipState, MachineError};
 use crate::memory::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::memory::registers::RegisterPages;
 use crate::memory::{GuestMemory, Memory};
 
 /// What cannot be done without.
-const NEEDED: [(Cap, &str); 8] = [
+const NEEDED: [(Cap, &str); 9] = [
     (Cap::UserMemory, "memory of user space (KVM_CAP_USER_MEMORY)"),
+    (Cap::ReadonlyMem, "memory that guests cannot write (KVM_CAP_READONLY_MEM)"),
     (Cap::Irqchip, "interrupt controllers (KVM_CAP_IRQCHIP)"),
     (Cap::Irqfd, "interrupts by descriptor (KVM_CAP_IRQFD)"),
     (Cap::Ioeventfd, "notifications by descriptor (KVM_CAP_IOEVENTFD)"),
@@ -39,9 +42,10 @@ pub(crate) fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Mac
 /// A virtual machine and the memory that it runs in.
 #[derive(Debug)]
 pub(crate) struct Vm {
-    // Dropped before the memory.
+    // Dropped before the memory and the registers.
     fd: VmFd,
     memory: Memory,
+    registers: RegisterPages,
     host: Host,
 }
 
@@ -59,8 +63,8 @@ pub(crate) struct Host {
 }
 
 impl Vm {
-    /// Makes a virtual machine of `memory` on the open /dev/kvm.
-    pub(crate) fn new(kvm: OwnedFd, memory: Memory) -> Result<Self, MachineError> {
+    /// Makes a virtual machine of `memory` and the `registers` of devices on the open /dev/kvm.
+    pub(crate) fn new(kvm: OwnedFd, memory: Memory, registers: RegisterPages) -> Result<Self, MachineError> {
         let kvm = sys::open(kvm);
         for (cap, what) in NEEDED {
             if !kvm.check_extension(cap) {
@@ -83,10 +87,12 @@ impl Vm {
             coalesced_ports: kvm.check_extension(Cap::CoalescedPio),
         };
         let fd = make(&kvm)?;
-        for (slot, (range, address)) in (0..).zip(memory.regions()) {
-            sys::map(&fd, slot, &range, address).map_err(kvm_error("map the guest's memory"))?;
+        let regions = memory.regions().map(|(range, address)| (range, address, Access::Write));
+        let pages = (registers.range(), registers.address(), Access::Read);
+        for (slot, (range, address, access)) in (0..).zip(regions.chain([pages])) {
+            sys::map(&fd, slot, &range, address, access).map_err(kvm_error("map the guest's memory"))?;
         }
-        Ok(Self { fd, memory, host })
+        Ok(Self { fd, memory, registers, host })
     }
 
     /// The guest's memory.
@@ -97,6 +103,11 @@ impl Vm {
     /// The guest's memory as devices see it.
     pub(crate) fn guest_memory(&self) -> &GuestMemory {
         self.memory.guest()
+    }
+
+    /// The registers of devices as the guest reads them.
+    pub(crate) fn registers(&self) -> &RegisterPages {
+        &self.registers
     }
 
     /// What KVM can do.

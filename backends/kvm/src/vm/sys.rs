@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 
 /// Takes over an open /dev/kvm. Another file fails at the first call.
@@ -13,12 +13,27 @@ pub(super) fn open(fd: OwnedFd) -> Kvm {
     unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
 }
 
-/// Maps memory of this process at the guest-physical `range`. `address` is where `memory::Memory` has that range; the caller
-/// keeps that memory for longer than `vm`.
-pub(super) fn map(vm: &VmFd, slot: u32, range: &Range<u64>, address: u64) -> Result<(), kvm_ioctls::Error> {
+/// What the guest may do with memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Read and execute; its writes exit.
+    Read,
+    /// Everything.
+    Write,
+}
+
+/// Maps memory of this process at the guest-physical `range`. `address` is where `memory::Memory` or
+/// `memory::registers::RegisterPages` has that range; the caller keeps that memory for longer than `vm`.
+pub(super) fn map(
+    vm: &VmFd,
+    slot: u32,
+    range: &Range<u64>,
+    address: u64,
+    access: Access,
+) -> Result<(), kvm_ioctls::Error> {
     let region = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags: if access == Access::Read { KVM_MEM_READONLY } else { 0 },
         guest_phys_addr: range.start,
         memory_size: range.end - range.start,
         userspace_addr: address,

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use stockade_hypervisor::MiB;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::virtio::{Activation, DeviceError, DeviceKind, F_RING, Interrupt, VirtioDevice, Worker};
+use crate::virtio::{Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, Interrupt, VirtioDevice, Worker};
 pub use statistics::Statistics;
 
 /// Feature bits (virtio 1.2, section 5.5.3).
@@ -127,6 +127,13 @@ impl Balloon {
     }
 }
 
+impl ConfigSpace for Shared {
+    fn bytes(&self) -> Vec<u8> {
+        let numbers = [&self.target, &self.actual];
+        numbers.iter().flat_map(|pages| pages.load(Ordering::Relaxed).to_le_bytes()).collect()
+    }
+}
+
 impl VirtioDevice for Balloon {
     fn kind(&self) -> DeviceKind {
         DeviceKind::Balloon
@@ -140,11 +147,8 @@ impl VirtioDevice for Balloon {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut space = [0; 8];
-        space[..4].copy_from_slice(&self.shared.target.load(Ordering::Relaxed).to_le_bytes());
-        space[4..].copy_from_slice(&self.shared.actual.load(Ordering::Relaxed).to_le_bytes());
-        super::space::read(&space, offset, data);
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::clone(&self.shared) as Arc<dyn ConfigSpace>
     }
 
     /// Only `actual`, at offset 4, can be written, and only as a whole.

@@ -69,9 +69,7 @@ fn the_target_is_in_the_configuration_space_and_the_driver_hears_of_it() {
     handle.set_target(MiB(3));
     assert_eq!(bench.running.interrupt.configs(), 1, "nothing has changed");
     bench.device.write_config(4, &512_u32.to_le_bytes());
-    let mut bytes = [0; 8];
-    bench.device.read_config(0, &mut bytes);
-    assert_eq!(bytes, [0, 3, 0, 0, 0, 2, 0, 0]);
+    assert_eq!(bench.device.config_space().bytes(), [0, 3, 0, 0, 0, 2, 0, 0]);
     assert_eq!(handle.actual_bytes(), 2 << 20);
     for (offset, data) in [(0, &[1, 1, 1, 1][..]), (4, &[1]), (5, &[1, 1, 1, 1]), (u64::MAX, &[1, 1, 1, 1])] {
         bench.device.write_config(offset, data);

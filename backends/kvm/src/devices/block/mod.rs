@@ -28,9 +28,7 @@ mod worker;
 
 pub use disk::{BlockError, Disk, DiskOptions};
 
-use crate::virtio::{
-    Activation, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, Threads, VirtioDevice, Worker,
-};
+use crate::virtio::{Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, Threads, VirtioDevice, Worker};
 use disk::Drive;
 use pool::Pool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -122,15 +120,17 @@ impl Block {
     pub fn handle(&self) -> BlockHandle {
         BlockHandle { shared: Arc::clone(&self.shared), read_only: self.read_only }
     }
+}
 
-    fn config(&self) -> [u8; 60] {
-        let mut config = [0; 60];
+impl ConfigSpace for Shared {
+    fn bytes(&self) -> Vec<u8> {
+        let mut config = vec![0; 60];
         let mut put = |offset: usize, bytes: &[u8]| {
             for (to, from) in config.iter_mut().skip(offset).zip(bytes) {
                 *to = *from;
             }
         };
-        put(0, &self.shared.drive.sectors().to_le_bytes());
+        put(0, &self.drive.sectors().to_le_bytes());
         put(12, &MAX_SEGMENTS.to_le_bytes());
         put(20, &(SECTOR as u32).to_le_bytes());
         put(24, &[PHYSICAL_BLOCK_EXPONENT]);
@@ -159,11 +159,9 @@ impl VirtioDevice for Block {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::space::read(&self.config(), offset, data);
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::clone(&self.shared) as Arc<dyn ConfigSpace>
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn attached(&mut self, interrupt: Arc<dyn Interrupt>) {
         *self.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupt);

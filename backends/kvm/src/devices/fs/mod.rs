@@ -27,7 +27,7 @@ use virtiofsd::filesystem::SerializableFileSystem;
 use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::server::Server;
 
-use crate::virtio::{Activation, DeviceError, DeviceKind, F_RING, ThreadKind, VirtioDevice, Worker};
+use crate::virtio::{Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, ThreadKind, VirtioDevice, Worker};
 
 /// Most request queues.
 pub const MAX_REQUEST_QUEUES: u16 = 8;
@@ -200,11 +200,9 @@ impl VirtioDevice for Fs {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::space::read(&self.space, offset, data);
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::new(self.space.to_vec())
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, DeviceError> {
         Ok(Box::new(worker::FsWorker::new(Arc::clone(&self.shared), activation)?))

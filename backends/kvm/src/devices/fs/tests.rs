@@ -118,8 +118,8 @@ fn share() -> tempfile::TempDir {
 fn the_configuration_space_holds_tag_and_number_of_queues() {
     let share = share();
     let device = device(share.path());
-    let mut bytes = [0; TAG_SIZE + 4];
-    device.read_config(0, &mut bytes);
+    let bytes = device.config_space().bytes();
+    assert_eq!(bytes.len(), TAG_SIZE + 4);
     assert_eq!(&bytes[..6], b"share\0");
     assert_eq!(bytes[TAG_SIZE..], [1, 0, 0, 0]);
     assert_eq!(device.queue_sizes().len(), 2);

@@ -22,9 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::GuestMemory;
-use crate::virtio::{
-    Activation, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice, Worker,
-};
+use crate::virtio::{Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice, Worker};
 use blocks::Blocks;
 use region::Region;
 
@@ -167,6 +165,16 @@ impl Mem {
     }
 }
 
+impl ConfigSpace for Shared {
+    fn bytes(&self) -> Vec<u8> {
+        let region = self.region();
+        let MemConfig { address, size, block_size } = region.config;
+        // The node (not used), then: address, size, usable size, plugged size, requested size.
+        let numbers = [block_size, 0, address, size, size, region.plugged(), region.requested];
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+}
+
 impl VirtioDevice for Mem {
     fn kind(&self) -> DeviceKind {
         DeviceKind::Mem
@@ -180,20 +188,9 @@ impl VirtioDevice for Mem {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let region = self.shared.region();
-        let MemConfig { address, size, block_size } = region.config;
-        // The node (not used), then: address, size, usable size, plugged size, requested size.
-        let numbers = [block_size, 0, address, size, size, region.plugged(), region.requested];
-        drop(region);
-        let mut space = [0; 56];
-        for (place, number) in space.as_chunks_mut::<8>().0.iter_mut().zip(numbers) {
-            *place = number.to_le_bytes();
-        }
-        super::space::read(&space, offset, data);
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::clone(&self.shared) as Arc<dyn ConfigSpace>
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn attached(&mut self, interrupt: Arc<dyn Interrupt>) {
         *self.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupt);
@@ -263,7 +260,15 @@ impl Worker for MemWorker {
         let (memory, counters) = (&*self.memory, &*self.counters);
         self.queue.serve(memory, &*self.interrupt, |chain| {
             counters.request();
-            let (written, in_order) = request::serve(&mut self.shared.region(), memory, chain);
+            let mut region = self.shared.region();
+            let before = region.plugged();
+            let (written, in_order) = request::serve(&mut region, memory, chain);
+            let changed = region.plugged() != before;
+            drop(region);
+            if changed {
+                // Before the driver hears that it was done.
+                self.interrupt.config_by_driver();
+            }
             if !in_order {
                 counters.malformed();
             }

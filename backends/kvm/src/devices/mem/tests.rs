@@ -50,6 +50,12 @@ impl Bench {
         Self { device, handle, memory, queue, running }
     }
 
+    /// The numbers of the configuration space.
+    fn shown(&self) -> Vec<u64> {
+        let bytes = self.device.config_space().bytes();
+        bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect()
+    }
+
     /// The answer to a request about blocks by their number, and the state in it.
     fn ask(&mut self, kind: u16, block: u64, blocks: u16) -> (u16, u16) {
         self.ask_at(kind, ADDRESS + block * BLOCK, blocks)
@@ -78,10 +84,7 @@ fn the_driver_hears_what_is_requested() {
     bench.handle.request(3 * BLOCK).unwrap();
     bench.handle.request(3 * BLOCK).unwrap();
     assert_eq!(bench.running.interrupt.configs(), 1, "the second changed nothing");
-    let mut bytes = [0; 56];
-    bench.device.read_config(0, &mut bytes);
-    let numbers: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
-    assert_eq!(numbers, [BLOCK, 0, ADDRESS, CONFIG.size, CONFIG.size, 0, 3 * BLOCK]);
+    assert_eq!(bench.shown(), [BLOCK, 0, ADDRESS, CONFIG.size, CONFIG.size, 0, 3 * BLOCK]);
 }
 
 #[test]
@@ -109,7 +112,9 @@ fn blocks_are_plugged_up_to_the_requested_size() {
     assert_eq!(bench.ask(PLUG, 0, 1), (NACK, 0), "nothing is requested");
     bench.handle.request(3 * BLOCK).unwrap();
     assert_eq!(bench.ask(PLUG, 0, 2), (ACK, 0));
+    assert_eq!((bench.shown()[5], bench.running.interrupt.configs_by_driver()), (2 * BLOCK, 1));
     assert_eq!(bench.ask(PLUG, 2, 2), (NACK, 0));
+    assert_eq!(bench.running.interrupt.configs_by_driver(), 1);
     assert_eq!(bench.ask(PLUG, 5, 1), (ACK, 0));
     assert_eq!(bench.handle.plugged_bytes(), 3 * BLOCK);
     assert_eq!(bench.ask(STATE, 0, 2), (ACK, 0));

@@ -35,7 +35,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use crate::virtio::{Activation, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, VirtioDevice, Worker};
+use crate::virtio::{Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, VirtioDevice, Worker};
 pub use tap::TapError;
 use tap::{Abilities, Tap};
 
@@ -111,6 +111,8 @@ struct Saved {
 #[derive(Debug)]
 struct Shared {
     taps: Vec<Tap>,
+    mac: [u8; 6],
+    mtu: Option<u16>,
     /// Set by the control queue; outlives a worker.
     active_pairs: AtomicU16,
     link_up: AtomicBool,
@@ -138,8 +140,6 @@ impl Link {
 #[derive(Debug)]
 pub struct Net {
     shared: Arc<Shared>,
-    mac: [u8; 6],
-    mtu: Option<u16>,
     features: u64,
     queue_sizes: Vec<u16>,
 }
@@ -170,14 +170,14 @@ impl Net {
         }
         let shared = Shared {
             taps,
+            mac: config.mac,
+            mtu: config.mtu,
             active_pairs: AtomicU16::new(1),
             link_up: AtomicBool::new(true),
             interrupt: Mutex::new(None),
         };
         Ok(Self {
             shared: Arc::new(shared),
-            mac: config.mac,
-            mtu: config.mtu,
             features: features(abilities, pairs > 1, config.mtu.is_some()),
             queue_sizes,
         })
@@ -208,6 +208,19 @@ fn features(abilities: Abilities, multiqueue: bool, mtu: bool) -> u64 {
     features
 }
 
+impl ConfigSpace for Shared {
+    fn bytes(&self) -> Vec<u8> {
+        let mut space = vec![0; 12];
+        space[..6].copy_from_slice(&self.mac);
+        let status = if self.link_up.load(Ordering::Relaxed) { VIRTIO_NET_S_LINK_UP } else { 0 };
+        space[6] = status.to_le_bytes()[0];
+        // At most MAX_PAIRS.
+        space[8] = self.taps.len().to_le_bytes()[0];
+        space[10..].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
+        space
+    }
+}
+
 impl VirtioDevice for Net {
     fn kind(&self) -> DeviceKind {
         DeviceKind::Net
@@ -221,18 +234,9 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut space = [0; 12];
-        space[..6].copy_from_slice(&self.mac);
-        let status = if self.shared.link_up.load(Ordering::Relaxed) { VIRTIO_NET_S_LINK_UP } else { 0 };
-        space[6] = status.to_le_bytes()[0];
-        // At most MAX_PAIRS.
-        space[8] = self.shared.taps.len().to_le_bytes()[0];
-        space[10..].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
-        super::space::read(&space, offset, data);
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::clone(&self.shared) as Arc<dyn ConfigSpace>
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn attached(&mut self, interrupt: Arc<dyn Interrupt>) {
         *self.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupt);

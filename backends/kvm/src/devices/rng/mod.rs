@@ -7,9 +7,7 @@ mod tests;
 use crate::memory::GuestMemory;
 use crate::sys;
 use crate::virtio::queue::Chain;
-use crate::virtio::{
-    Activation, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice, Worker,
-};
+use crate::virtio::{Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice, Worker};
 use std::sync::Arc;
 use vm_memory::{Address, Bytes};
 
@@ -48,9 +46,9 @@ impl VirtioDevice for Rng {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::new(Vec::new())
+    }
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, DeviceError> {
         let queue = activation.take_queue(0)?;

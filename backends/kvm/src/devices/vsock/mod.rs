@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use stockade_devices::vsock::{Counters, Muxer};
 
-use crate::virtio::{Activation, DeviceError, DeviceKind, F_RING, ThreadKind, VirtioDevice, Worker};
+use crate::virtio::{Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, ThreadKind, VirtioDevice, Worker};
 
 /// Receive, transmit, event. The guest fills the first with buffers of 4 KiB.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -99,11 +99,9 @@ impl VirtioDevice for Vsock {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::space::read(&self.guest_cid.to_le_bytes(), offset, data);
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::new(self.guest_cid.to_le_bytes().to_vec())
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, DeviceError> {
         let worker = worker::VsockWorker::new(Arc::clone(&self.shared), activation)?;

@@ -1,7 +1,7 @@
 //! A device for tests of what runs devices.
 
 use super::super::{
-    Activation, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, Source, VirtioDevice, Worker,
+    Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, Source, VirtioDevice, Worker,
 };
 use crate::memory::GuestMemory;
 use std::os::fd::AsRawFd;
@@ -20,13 +20,13 @@ pub(crate) const F_TEST: u64 = 1 << 3;
 /// that the driver may write. It needs queue 0; queue 1 does nothing.
 #[derive(Debug)]
 pub(crate) struct TestDevice {
-    config: [u8; 8],
     shared: Arc<Shared>,
     resets: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
 struct Shared {
+    config: Mutex<[u8; 8]>,
     source: Arc<EventFd>,
     source_events: AtomicUsize,
     runs: AtomicBool,
@@ -38,13 +38,14 @@ struct Shared {
 impl TestDevice {
     pub(crate) fn new() -> Self {
         let shared = Shared {
+            config: Mutex::new(*b"TESTTEST"),
             source: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             source_events: AtomicUsize::new(0),
             runs: AtomicBool::new(false),
             features: Mutex::new(0),
             interrupt: Mutex::new(None),
         };
-        Self { config: *b"TESTTEST", shared: Arc::new(shared), resets: Arc::default() }
+        Self { shared: Arc::new(shared), resets: Arc::default() }
     }
 
     /// What a worker of this device watches, at most [`SOURCE_EVENTS`] times.
@@ -89,6 +90,12 @@ impl Probe {
     }
 }
 
+impl ConfigSpace for Shared {
+    fn bytes(&self) -> Vec<u8> {
+        self.config.lock().unwrap().to_vec()
+    }
+}
+
 impl VirtioDevice for TestDevice {
     fn kind(&self) -> DeviceKind {
         DeviceKind::Entropy
@@ -102,15 +109,13 @@ impl VirtioDevice for TestDevice {
         &[16, 8]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = self.config.iter().skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        for (to, from) in data.iter_mut().zip(from) {
-            *to = *from;
-        }
+    fn config_space(&self) -> Arc<dyn ConfigSpace> {
+        Arc::clone(&self.shared) as Arc<dyn ConfigSpace>
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let to = self.config.iter_mut().skip(usize::try_from(offset).unwrap_or(usize::MAX));
+        let mut config = self.shared.config.lock().unwrap();
+        let to = config.iter_mut().skip(usize::try_from(offset).unwrap_or(usize::MAX));
         for (to, from) in to.zip(data) {
             *to = *from;
         }
@@ -139,11 +144,12 @@ impl VirtioDevice for TestDevice {
     }
 
     fn save(&self) -> serde_json::Value {
-        serde_json::json!({"config": self.config})
+        serde_json::json!({"config": *self.shared.config.lock().unwrap()})
     }
 
     fn restore(&mut self, state: &serde_json::Value) -> Result<(), String> {
-        self.config = serde_json::from_value(state["config"].clone()).map_err(|error| error.to_string())?;
+        let config = serde_json::from_value(state["config"].clone()).map_err(|error| error.to_string())?;
+        *self.shared.config.lock().unwrap() = config;
         Ok(())
     }
 }

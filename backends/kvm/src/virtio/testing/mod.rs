@@ -56,6 +56,7 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
 pub(crate) struct RecordingInterrupt {
     queues: Mutex<Vec<usize>>,
     configs: AtomicUsize,
+    configs_by_driver: AtomicUsize,
 }
 
 impl RecordingInterrupt {
@@ -68,6 +69,11 @@ impl RecordingInterrupt {
     pub(crate) fn configs(&self) -> usize {
         self.configs.load(Ordering::SeqCst)
     }
+
+    /// How often it has by what the driver asked for.
+    pub(crate) fn configs_by_driver(&self) -> usize {
+        self.configs_by_driver.load(Ordering::SeqCst)
+    }
 }
 
 impl Interrupt for RecordingInterrupt {
@@ -77,6 +83,10 @@ impl Interrupt for RecordingInterrupt {
 
     fn config(&self) {
         self.configs.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn config_by_driver(&self) {
+        self.configs_by_driver.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -8,13 +8,15 @@ use super::failures::Failures;
 use super::interrupt::SlotInterrupt;
 use super::mmio::DeviceState;
 use super::queue::QueueSetup;
-use super::registers::{Half, MAGIC, Readable, VENDOR, VERSION, Writable};
+use super::registers::{Half, VENDOR, Writable};
 use super::state::{RestoreError, TRANSPORT_STATE_VERSION, TransportState};
 use super::status;
 use crate::memory::GuestMemory;
+use crate::memory::registers::RegisterPage;
 use std::mem;
 use std::sync::Arc;
 use stockade_devices::one_line;
+use virtio_bindings::virtio_mmio as abi;
 use vmm_sys_util::eventfd::EventFd;
 
 /// What the worker is doing.
@@ -33,6 +35,7 @@ enum Run {
 pub(super) struct Attached {
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
+    page: RegisterPage,
     event_loop: Arc<EventLoop>,
     interrupt: Arc<SlotInterrupt>,
     counters: Arc<Counters>,
@@ -51,21 +54,23 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    /// `device` with the registers that a reset leaves. `kicks` are as many as it has queues.
+    /// `device` with the registers that a reset leaves, shown in `page`. `kicks` are as many as it has queues.
     pub(super) fn new(
         mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
+        page: RegisterPage,
         event_loop: Arc<EventLoop>,
         line: Arc<EventFd>,
         kicks: Vec<Arc<EventFd>>,
         failures: Failures,
     ) -> Self {
-        let interrupt = Arc::new(SlotInterrupt::new(line));
+        let interrupt = Arc::new(SlotInterrupt::new(line, page.clone(), device.config_space()));
         device.attached(Arc::clone(&interrupt) as Arc<dyn Interrupt>);
         let queues = fresh_queues(device.as_ref());
-        Self {
+        let attached = Self {
             device,
             memory,
+            page,
             event_loop,
             interrupt,
             counters: Arc::default(),
@@ -79,12 +84,16 @@ impl Attached {
             queue_select: 0,
             queues,
             run: Run::Stopped,
-        }
+        };
+        attached.show_identity();
+        attached.show();
+        attached
     }
 
     /// The device, stopped.
     pub(super) fn into_device(mut self) -> Box<dyn VirtioDevice> {
         self.stop();
+        self.interrupt.leave();
         self.device
     }
 
@@ -119,31 +128,47 @@ impl Attached {
         self.was_driven && self.status & !status::ACKNOWLEDGE == 0
     }
 
-    /// The value of a register.
-    pub(super) fn read(&self, register: Readable) -> u32 {
-        match register {
-            Readable::Magic => MAGIC,
-            Readable::Version => VERSION,
-            Readable::DeviceId => self.device.kind() as u32,
-            Readable::Vendor => VENDOR,
-            Readable::DeviceFeatures => match self.device_features_select {
-                0 => self.device.features() as u32,
-                1 => (self.device.features() >> 32) as u32,
-                _ => 0,
-            },
-            Readable::QueueSizeMax => self.selected().map_or(0, |queue| queue.max_size.into()),
-            Readable::QueueReady => self.selected().is_some_and(|queue| queue.ready).into(),
-            Readable::InterruptStatus => self.interrupt.take_status(),
-            Readable::Status if self.interrupt.needs_reset() => self.status | status::NEEDS_RESET,
-            Readable::Status => self.status,
-            // There is no shared memory region: its length and base are all ones (virtio 1.2, section 4.2.2).
-            Readable::SharedMemory => u32::MAX,
-            Readable::ConfigGeneration => self.interrupt.generation(),
+    /// Shows the registers that stay the same while the device is here.
+    fn show_identity(&self) {
+        self.set(abi::VIRTIO_MMIO_VENDOR_ID, VENDOR);
+        // There is no shared memory region: its length and base are all ones (virtio 1.2, section 4.2.2).
+        for register in [
+            abi::VIRTIO_MMIO_SHM_LEN_LOW,
+            abi::VIRTIO_MMIO_SHM_LEN_HIGH,
+            abi::VIRTIO_MMIO_SHM_BASE_LOW,
+            abi::VIRTIO_MMIO_SHM_BASE_HIGH,
+        ] {
+            self.set(register, u32::MAX);
         }
+        self.set(abi::VIRTIO_MMIO_DEVICE_ID, self.device.kind() as u32);
+    }
+
+    /// Shows what the driver's last write may have changed in the registers that it reads.
+    fn show(&self) {
+        let features = match self.device_features_select {
+            0 => self.device.features() as u32,
+            1 => (self.device.features() >> 32) as u32,
+            _ => 0,
+        };
+        self.set(abi::VIRTIO_MMIO_DEVICE_FEATURES, features);
+        let queue = self.selected();
+        self.set(abi::VIRTIO_MMIO_QUEUE_NUM_MAX, queue.map_or(0, |queue| queue.max_size.into()));
+        self.set(abi::VIRTIO_MMIO_QUEUE_READY, queue.is_some_and(|queue| queue.ready).into());
+        self.interrupt.set_driver_status(self.status);
+    }
+
+    fn set(&self, register: u32, value: u32) {
+        self.page.set(register.into(), value);
     }
 
     /// Writes a register. False, and without effect, if the driver may not do that (now).
     pub(super) fn write(&mut self, register: Writable, value: u32) -> bool {
+        let valid = self.take_write(register, value);
+        self.show();
+        valid
+    }
+
+    fn take_write(&mut self, register: Writable, value: u32) -> bool {
         match register {
             Writable::DeviceFeaturesSelect => self.device_features_select = value,
             Writable::DriverFeaturesSelect => self.driver_features_select = value,
@@ -156,14 +181,10 @@ impl Attached {
             Writable::QueueReady => return self.set_queue_ready(value),
             Writable::QueueNotify => return self.notify(value),
             Writable::Status => return self.write_status(value),
-            // What is acknowledged was so when it was read.
-            Writable::InterruptAcknowledge | Writable::SharedMemorySelect => {}
+            Writable::InterruptAcknowledge => self.interrupt.acknowledge(value),
+            Writable::SharedMemorySelect => {}
         }
         true
-    }
-
-    pub(super) fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.device.read_config(offset, data);
     }
 
     /// Writes the configuration space. False, and without effect, before the features are agreed on, which may say what
@@ -172,6 +193,7 @@ impl Attached {
         let may = self.status & status::FEATURES_OK != 0;
         if may {
             self.device.write_config(offset, data);
+            self.interrupt.config_by_driver();
         }
         may
     }
@@ -431,6 +453,7 @@ impl Attached {
             self.was_driven = true;
             self.run = Run::Paused(live);
         }
+        self.show();
         Ok(())
     }
 }

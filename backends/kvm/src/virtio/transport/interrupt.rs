@@ -1,8 +1,11 @@
 //! What the guest sees when it is interrupted.
 
-use super::super::Interrupt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use super::super::{ConfigSpace, Interrupt};
+use super::registers::CONFIG_OFFSET;
+use super::status;
+use crate::memory::registers::RegisterPage;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_mmio as abi;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,117 +18,214 @@ pub(super) const CONFIG: u32 = abi::VIRTIO_MMIO_INT_CONFIG;
 /// slot: a vCPU may hold that one while it waits for the worker.
 #[derive(Debug)]
 pub(super) struct SlotInterrupt {
-    status: AtomicU32,
-    generation: AtomicU32,
-    needs_reset: AtomicBool,
-    /// The driver may be told: it has said DRIVER_OK.
-    driver_ok: AtomicBool,
-    /// A change of the configuration that it has not been told of.
-    config_pending: AtomicBool,
     line: Arc<EventFd>,
+    space: Arc<dyn ConfigSpace>,
+    /// [`USED`] is in the interrupt status, so that nothing is left to do but to interrupt.
+    used: AtomicBool,
+    // Worker, handles of the device and vCPUs change them; nothing that waits is done under it.
+    registers: Mutex<Registers>,
 }
 
-impl SlotInterrupt {
-    pub(super) fn new(line: Arc<EventFd>) -> Self {
-        Self {
-            status: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
-            needs_reset: AtomicBool::new(false),
-            driver_ok: AtomicBool::new(false),
-            config_pending: AtomicBool::new(false),
-            line,
+#[derive(Debug)]
+struct Registers {
+    /// Where the guest reads them; `None` once the device has left the slot.
+    page: Option<RegisterPage>,
+    /// The bits that the driver has set in the status.
+    driver_status: u32,
+    needs_reset: bool,
+    interrupt_status: u32,
+    generation: u32,
+    /// The driver may be told: it has said DRIVER_OK.
+    driver_ok: bool,
+    /// A change of the configuration that it has not been told of.
+    config_pending: bool,
+}
+
+impl Registers {
+    fn set(&self, register: u32, value: u32) {
+        if let Some(page) = &self.page {
+            page.set(register.into(), value);
         }
     }
 
-    pub(super) fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+    fn show_status(&self) {
+        let needs_reset = if self.needs_reset { status::NEEDS_RESET } else { 0 };
+        self.set(abi::VIRTIO_MMIO_STATUS, self.driver_status | needs_reset);
     }
 
-    /// What the driver reads, which with that counts as acknowledged. A driver reads once for each interrupt, and then
-    /// writes what it has read (virtio 1.2, section 4.2.2): so that write says nothing new, and need not be seen, which
-    /// spares the guest an exit. What comes between the two is not lost either: it interrupts again.
-    pub(super) fn take_status(&self) -> u32 {
-        self.status.swap(0, Ordering::SeqCst)
+    fn set_interrupt_status(&mut self, value: u32) {
+        self.interrupt_status = value;
+        self.set(abi::VIRTIO_MMIO_INTERRUPT_STATUS, value);
+    }
+
+    fn count_generation(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        self.set(abi::VIRTIO_MMIO_CONFIG_GENERATION, self.generation);
+    }
+}
+
+impl SlotInterrupt {
+    /// Of a device that has just come, with the configuration `space`, shown in `page`.
+    pub(super) fn new(line: Arc<EventFd>, page: RegisterPage, space: Arc<dyn ConfigSpace>) -> Self {
+        let interrupt = Self {
+            line,
+            space,
+            used: AtomicBool::new(false),
+            registers: Mutex::new(Registers {
+                page: Some(page),
+                driver_status: 0,
+                needs_reset: false,
+                interrupt_status: 0,
+                generation: 0,
+                driver_ok: false,
+                config_pending: false,
+            }),
+        };
+        interrupt.show_config(&interrupt.registers());
+        interrupt
+    }
+
+    /// A panic ends the process, so that a poisoned lock is never seen.
+    fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.registers().interrupt_status
+    }
+
+    /// The driver has seen `bits`. That buffers were used stays said, whatever it acknowledges, so that the guest pays no
+    /// exit to hear of each: the driver looks into its queues whenever it is interrupted, and finds nothing at worst.
+    pub(super) fn acknowledge(&self, bits: u32) {
+        let mut registers = self.registers();
+        let left = registers.interrupt_status & !(bits & CONFIG);
+        registers.set_interrupt_status(left);
     }
 
     pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
+        self.registers().generation
     }
 
     pub(super) fn needs_reset(&self) -> bool {
-        self.needs_reset.load(Ordering::SeqCst)
+        self.registers().needs_reset
+    }
+
+    /// The driver has set these bits of the status.
+    pub(super) fn set_driver_status(&self, bits: u32) {
+        let mut registers = self.registers();
+        registers.driver_status = bits;
+        registers.show_status();
     }
 
     /// The driver is to reset the device.
     pub(super) fn require_reset(&self) {
-        self.needs_reset.store(true, Ordering::SeqCst);
-        self.announce();
+        let mut registers = self.registers();
+        registers.needs_reset = true;
+        registers.show_status();
+        registers.config_pending = true;
+        self.tell_pending(&mut registers);
     }
 
     /// The driver has said DRIVER_OK.
     pub(super) fn driver_ready(&self) {
-        self.driver_ok.store(true, Ordering::SeqCst);
-        self.tell_pending();
+        let mut registers = self.registers();
+        registers.driver_ok = true;
+        self.tell_pending(&mut registers);
     }
 
-    /// The driver has reset the device. The generation counts on: the driver reads the configuration anew anyway.
+    /// The driver has reset the device, whose worker has been stopped. The generation counts on: the driver reads the
+    /// configuration anew anyway.
     pub(super) fn reset(&self) {
-        self.driver_ok.store(false, Ordering::SeqCst);
-        self.config_pending.store(false, Ordering::SeqCst);
-        self.needs_reset.store(false, Ordering::SeqCst);
-        self.status.store(0, Ordering::SeqCst);
+        let mut registers = self.registers();
+        registers.driver_ok = false;
+        registers.config_pending = false;
+        registers.needs_reset = false;
+        registers.driver_status = 0;
+        registers.show_status();
+        registers.set_interrupt_status(0);
+        self.used.store(false, Ordering::SeqCst);
+        self.show_config(&registers);
     }
 
-    /// Takes on what was saved. The device may have changed its configuration since then.
+    /// Takes on what was saved, of a device that has taken on its own state. It may have changed its configuration since then.
     pub(super) fn restore(&self, status: u32, generation: u32, needs_reset: bool, config_pending: bool) {
-        self.status.store(status, Ordering::SeqCst);
-        self.generation.fetch_add(generation, Ordering::SeqCst);
-        self.needs_reset.store(needs_reset, Ordering::SeqCst);
-        self.config_pending.fetch_or(config_pending, Ordering::SeqCst);
+        let mut registers = self.registers();
+        registers.set_interrupt_status(status);
+        self.used.store(status & USED != 0, Ordering::SeqCst);
+        registers.generation = registers.generation.wrapping_add(generation);
+        registers.set(abi::VIRTIO_MMIO_CONFIG_GENERATION, registers.generation);
+        registers.needs_reset = needs_reset;
+        registers.show_status();
+        registers.config_pending |= config_pending;
+        self.show_config(&registers);
     }
 
     pub(super) fn config_pending(&self) -> bool {
-        self.config_pending.load(Ordering::SeqCst)
+        self.registers().config_pending
     }
 
-    /// Interrupts again if the guest has not read all: it may have been stopped in between.
+    /// Interrupts again if there is anything to see: the guest may have been stopped before it saw it.
     pub(super) fn repeat(&self) {
         if self.status() != 0 {
             self.interrupt();
         }
     }
 
-    fn announce(&self) {
-        self.config_pending.store(true, Ordering::SeqCst);
-        self.tell_pending();
+    /// The device leaves the slot: whoever still holds this changes nothing there any more.
+    pub(super) fn leave(&self) {
+        self.registers().page = None;
     }
 
-    /// Whichever comes last, the change or the driver's readiness, tells; and only one of them.
-    fn tell_pending(&self) {
-        if self.driver_ok.load(Ordering::SeqCst) && self.config_pending.swap(false, Ordering::SeqCst) {
-            self.raise(CONFIG);
+    fn show_config(&self, registers: &Registers) {
+        if let Some(page) = &registers.page {
+            page.set_bytes(CONFIG_OFFSET, &self.space.bytes());
         }
     }
 
-    fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
-        self.interrupt();
+    /// Whichever comes last, the change or the driver's readiness, tells; and only one of them.
+    fn tell_pending(&self, registers: &mut Registers) {
+        if registers.driver_ok && std::mem::take(&mut registers.config_pending) {
+            let status = registers.interrupt_status | CONFIG;
+            registers.set_interrupt_status(status);
+            self.interrupt();
+        }
     }
 
     fn interrupt(&self) {
         // Fails only if the counter is at its limit: then KVM is to interrupt anyway.
         let _ = self.line.write(1);
     }
+
+    /// Shows the configuration. A driver that reads several registers meanwhile sees the generation change, unless it did so
+    /// all between the two: then it is what comes after, the interrupt, that lets it read again.
+    fn change_config(&self) -> MutexGuard<'_, Registers> {
+        let mut registers = self.registers();
+        registers.count_generation();
+        self.show_config(&registers);
+        registers.count_generation();
+        registers
+    }
 }
 
 impl Interrupt for SlotInterrupt {
     fn queue(&self, _index: usize) {
-        self.raise(USED);
+        if !self.used.load(Ordering::SeqCst) {
+            let mut registers = self.registers();
+            let status = registers.interrupt_status | USED;
+            registers.set_interrupt_status(status);
+            self.used.store(true, Ordering::SeqCst);
+        }
+        self.interrupt();
     }
 
     fn config(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        self.announce();
+        let mut registers = self.change_config();
+        registers.config_pending = true;
+        self.tell_pending(&mut registers);
+    }
+
+    fn config_by_driver(&self) {
+        drop(self.change_config());
     }
 }
 
@@ -134,54 +234,106 @@ mod tests {
     use super::*;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
-    fn interrupt() -> SlotInterrupt {
-        SlotInterrupt::new(Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()))
+    /// An interrupt, and the page where its registers are.
+    fn interrupt() -> (SlotInterrupt, RegisterPage) {
+        let page = RegisterPage::alone().unwrap();
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        (SlotInterrupt::new(line, page.clone(), Arc::new(b"space".to_vec())), page)
+    }
+
+    fn read(page: &RegisterPage, register: u32) -> u32 {
+        let mut data = [0; 4];
+        page.read(register.into(), &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn shown(page: &RegisterPage) -> (u32, u32, u32) {
+        (
+            read(page, abi::VIRTIO_MMIO_INTERRUPT_STATUS),
+            read(page, abi::VIRTIO_MMIO_CONFIG_GENERATION),
+            read(page, abi::VIRTIO_MMIO_STATUS),
+        )
     }
 
     #[test]
-    fn used_buffers_and_changes_are_told_apart_and_once() {
-        let interrupt = interrupt();
+    fn that_buffers_were_used_stays_said_and_a_change_until_it_is_acknowledged() {
+        let (interrupt, page) = interrupt();
         interrupt.driver_ready();
         interrupt.queue(0);
         interrupt.config();
         assert_eq!(interrupt.line.read().unwrap(), 2);
-        assert_eq!(interrupt.take_status(), USED | CONFIG);
-        assert_eq!(interrupt.status(), 0);
-        interrupt.config();
-        assert_eq!(interrupt.take_status(), CONFIG);
+        assert_eq!(shown(&page).0, USED | CONFIG);
+        interrupt.acknowledge(USED);
+        assert_eq!(shown(&page).0, USED | CONFIG);
+        interrupt.acknowledge(USED | CONFIG);
+        assert_eq!((shown(&page).0, interrupt.status()), (USED, USED));
+        interrupt.queue(0);
+        assert_eq!(interrupt.line.read().unwrap(), 1, "each is an interrupt");
+        assert_eq!(shown(&page).0, USED);
     }
 
     #[test]
     fn a_change_before_the_driver_is_ready_is_told_once_it_is() {
-        let interrupt = interrupt();
+        let (interrupt, page) = interrupt();
         interrupt.config();
-        assert_eq!((interrupt.status(), interrupt.generation()), (0, 1));
+        assert_eq!(shown(&page), (0, 2, 0));
         assert!(interrupt.line.read().is_err());
         interrupt.driver_ready();
-        assert_eq!(interrupt.status(), CONFIG);
+        assert_eq!(shown(&page).0, CONFIG);
         interrupt.driver_ready();
         assert_eq!(interrupt.line.read().unwrap(), 1);
     }
 
     #[test]
+    fn a_change_that_the_driver_has_asked_for_does_not_interrupt_it() {
+        let (interrupt, page) = interrupt();
+        interrupt.driver_ready();
+        interrupt.config_by_driver();
+        assert_eq!(shown(&page), (0, 2, 0));
+        assert!(interrupt.line.read().is_err());
+    }
+
+    #[test]
     fn a_change_between_saving_and_going_on_is_told() {
-        let interrupt = interrupt();
+        let (interrupt, page) = interrupt();
         interrupt.config();
         interrupt.restore(0, 7, false, false);
-        assert_eq!(interrupt.generation(), 8);
+        assert_eq!((interrupt.generation(), shown(&page).1), (9, 9));
         interrupt.driver_ready();
-        assert_eq!(interrupt.status(), CONFIG);
+        assert_eq!(shown(&page).0, CONFIG);
     }
 
     #[test]
     fn a_reset_forgets_all_but_the_generation() {
-        let interrupt = interrupt();
+        let (interrupt, page) = interrupt();
+        interrupt.set_driver_status(status::DRIVER);
         interrupt.driver_ready();
+        interrupt.queue(0);
         interrupt.config();
         interrupt.require_reset();
+        assert_eq!(shown(&page), (USED | CONFIG, 2, status::DRIVER | status::NEEDS_RESET));
         interrupt.reset();
-        assert_eq!((interrupt.status(), interrupt.generation(), interrupt.needs_reset()), (0, 1, false));
+        assert_eq!(shown(&page), (0, 2, 0));
         interrupt.driver_ready();
         assert_eq!(interrupt.status(), 0);
+        interrupt.queue(0);
+        assert_eq!(shown(&page).0, USED);
+    }
+
+    #[test]
+    fn a_device_that_has_left_changes_nothing_in_the_page() {
+        let (interrupt, page) = interrupt();
+        let mut space = [0; 5];
+        page.read(CONFIG_OFFSET, &mut space);
+        assert_eq!(space, *b"space");
+        interrupt.leave();
+        page.set_bytes(CONFIG_OFFSET, b"other");
+        interrupt.driver_ready();
+        interrupt.queue(0);
+        interrupt.config();
+        interrupt.require_reset();
+        assert_eq!(shown(&page), (0, 0, 0));
+        page.read(CONFIG_OFFSET, &mut space);
+        assert_eq!(space, *b"other");
     }
 }

@@ -4,12 +4,14 @@ use super::super::event_loop::EventLoops;
 use super::super::{Counts, DeviceKind, F_VERSION_1, FailureListener, VirtioDevice};
 use super::attached::Attached;
 use super::failures::Failures;
-use super::registers::{CONFIG_OFFSET, MAGIC, Readable, VERSION, Writable};
+use super::registers::{CONFIG_OFFSET, MAGIC, VERSION, WINDOW_SIZE, Writable};
 use super::state::{RestoreError, TransportState};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
+use crate::memory::registers::RegisterPage;
 use std::io;
 use std::sync::Arc;
+use virtio_bindings::virtio_mmio as abi;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// What a slot is doing, see the picture of the [module](super).
@@ -50,10 +52,12 @@ pub enum TransportError {
 /// The most queues that a device may have: each takes a descriptor, and KVM an entry in its list of notifications.
 const MAX_QUEUES: usize = 64;
 
-/// A window of registers, and the device in it. Used under one lock by vCPU threads (registers) and by the machine.
+/// A window of registers, and the device in it. Used under one lock by vCPU threads (writes) and by the machine; what the guest
+/// reads is always in the slot's page.
 #[derive(Debug)]
 pub struct MmioTransport {
     slot: u8,
+    page: RegisterPage,
     memory: GuestMemory,
     loops: EventLoops,
     line: Arc<EventFd>,
@@ -62,13 +66,15 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// The empty slot number `slot`, for devices on `memory` that are run by `loops`.
+    /// The empty slot number `slot`, whose registers the guest reads in `page`, for devices on `memory` that are run by
+    /// `loops`.
     ///
     /// # Errors
     /// The kernel has no descriptor to give.
-    pub fn new(slot: u8, memory: GuestMemory, loops: EventLoops) -> io::Result<Self> {
+    pub fn new(slot: u8, page: RegisterPage, memory: GuestMemory, loops: EventLoops) -> io::Result<Self> {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        Ok(Self { slot, memory, loops, line, failure_listener: None, attached: None })
+        show_no_device(&page);
+        Ok(Self { slot, page, memory, loops, line, failure_listener: None, attached: None })
     }
 
     /// Lets `listener` hear of failures of devices that are attached from now on: the first few of each device.
@@ -115,16 +121,18 @@ impl MmioTransport {
             .loops
             .open(kind, &format!("{}-{}", kind.name(), self.slot))
             .map_err(|source| TransportError::Host { what: "start a device's thread", source })?;
-        let memory = Arc::clone(&self.memory);
+        let (memory, page) = (Arc::clone(&self.memory), self.page.clone());
         let failures = Failures::new(self.failure_listener.clone());
-        self.attached = Some(Attached::new(device, memory, event_loop, Arc::clone(&self.line), kicks, failures));
+        self.attached = Some(Attached::new(device, memory, page, event_loop, Arc::clone(&self.line), kicks, failures));
         Ok(())
     }
 
     /// Takes the device out; it is stopped when this returns. The driver should have let go of it before. `None` when the
     /// slot is empty.
     pub fn detach(&mut self) -> Option<Box<dyn VirtioDevice>> {
-        self.attached.take().map(Attached::into_device)
+        let device = self.attached.take().map(Attached::into_device);
+        show_no_device(&self.page);
+        device
     }
 
     /// Whether a driver has used the device and has let go of it since, so that it holds nothing of it. False when the slot is
@@ -192,24 +200,9 @@ impl Drop for MmioTransport {
 }
 
 impl BusDevice for MmioTransport {
+    /// As the guest does it by itself where KVM maps the page.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        let Some(attached) = &mut self.attached else {
-            // What is not there says so: drivers leave a device 0 alone.
-            let value = match Readable::at(offset) {
-                Some(Readable::Magic) => MAGIC,
-                Some(Readable::Version) => VERSION,
-                _ => 0,
-            };
-            answer(data, value);
-            return;
-        };
-        if let Some(offset) = offset.checked_sub(CONFIG_OFFSET) {
-            attached.read_config(offset, data);
-        } else if let (Some(register), 4) = (Readable::at(offset), data.len()) {
-            answer(data, attached.read(register));
-        } else {
-            attached.counters().invalid_access();
-        }
+        self.page.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -227,8 +220,10 @@ impl BusDevice for MmioTransport {
     }
 }
 
-fn answer(data: &mut [u8], value: u32) {
-    if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
-        *data = value.to_le_bytes();
-    }
+/// Shows what drivers leave alone: a device 0.
+fn show_no_device(page: &RegisterPage) {
+    page.set(abi::VIRTIO_MMIO_DEVICE_ID.into(), 0);
+    page.set_bytes(0, &[0; WINDOW_SIZE as usize]);
+    page.set(abi::VIRTIO_MMIO_VERSION.into(), VERSION);
+    page.set(abi::VIRTIO_MMIO_MAGIC_VALUE.into(), MAGIC);
 }

@@ -17,7 +17,7 @@
 //! - `registers`: what the offsets mean;
 //! - `status`: which writes of the status register are allowed;
 //! - `queue`: what the driver tells of a queue, and whether it can be used;
-//! - `interrupt`: what the guest sees when it is interrupted;
+//! - `interrupt`: what the device changes by itself, and the guest sees when it is interrupted;
 //! - `failures`: who hears that a device has failed;
 //! - [`state`]: a slot as a value that can be written down.
 

@@ -7,7 +7,8 @@ pub const WINDOW_SIZE: u64 = 0x1000;
 
 /// Where the driver writes a queue's index to notify the device.
 pub const QUEUE_NOTIFY_OFFSET: u64 = abi::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
-/// Where a driver acknowledges an interrupt: a write that means nothing here, so that the machine may have KVM take it.
+/// Where a driver acknowledges an interrupt. A write of [`USED`](super::INTERRUPT_USED) alone changes nothing here, so that the
+/// machine may have KVM take it.
 pub const INTERRUPT_ACKNOWLEDGE_OFFSET: u64 = abi::VIRTIO_MMIO_INTERRUPT_ACK as u64;
 
 /// Where the device's configuration space begins.
@@ -36,44 +37,6 @@ impl Half {
             Self::Low => *value & !0xffff_ffff | u64::from(half),
             Self::High => *value & 0xffff_ffff | u64::from(half) << 32,
         };
-    }
-}
-
-/// A register that can be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Readable {
-    Magic,
-    Version,
-    DeviceId,
-    Vendor,
-    DeviceFeatures,
-    QueueSizeMax,
-    QueueReady,
-    InterruptStatus,
-    Status,
-    SharedMemory,
-    ConfigGeneration,
-}
-
-impl Readable {
-    pub(super) fn at(offset: u64) -> Option<Self> {
-        Some(match u32::try_from(offset).ok()? {
-            abi::VIRTIO_MMIO_MAGIC_VALUE => Self::Magic,
-            abi::VIRTIO_MMIO_VERSION => Self::Version,
-            abi::VIRTIO_MMIO_DEVICE_ID => Self::DeviceId,
-            abi::VIRTIO_MMIO_VENDOR_ID => Self::Vendor,
-            abi::VIRTIO_MMIO_DEVICE_FEATURES => Self::DeviceFeatures,
-            abi::VIRTIO_MMIO_QUEUE_NUM_MAX => Self::QueueSizeMax,
-            abi::VIRTIO_MMIO_QUEUE_READY => Self::QueueReady,
-            abi::VIRTIO_MMIO_INTERRUPT_STATUS => Self::InterruptStatus,
-            abi::VIRTIO_MMIO_STATUS => Self::Status,
-            abi::VIRTIO_MMIO_SHM_LEN_LOW
-            | abi::VIRTIO_MMIO_SHM_LEN_HIGH
-            | abi::VIRTIO_MMIO_SHM_BASE_LOW
-            | abi::VIRTIO_MMIO_SHM_BASE_HIGH => Self::SharedMemory,
-            abi::VIRTIO_MMIO_CONFIG_GENERATION => Self::ConfigGeneration,
-            _ => return None,
-        })
     }
 }
 

@@ -140,18 +140,21 @@ pub struct ImageRoot {
 /// The guest's whole command line but for what a backend must add (its console, for example): Stockade's own
 /// parameters, then those of an image, then those for the agent, then the user's, so that the user has the last word.
 ///
-/// `debug` makes the kernel talk. `user` is the configuration's `kernel_params`.
+/// `debug` makes the kernel talk, `tracing` lets it make the files of its tracer. `user` is the configuration's
+/// `kernel_params`.
 ///
 /// # Errors
 /// [`KernelParamsError::TooLong`] when the kernel would cut it.
 pub fn guest_kernel_params(
     image: Option<&ImageRoot>,
     debug: bool,
+    tracing: bool,
     agent: &AgentOptions,
     user: &KernelParams,
 ) -> Result<KernelParams, KernelParamsError> {
     // The self-tests of the kernel's ciphers take most of a second of a boot and protect nothing here.
     let mut params = vec![KernelParam::flag("cryptomgr.notests")];
+    params.push(KernelParam::pair("initcall_blacklist", left_out(tracing)));
     params.push(KernelParam::flag(if debug { "debug" } else { "quiet" }));
     if let Some(root) = image {
         params.push(KernelParam::pair("root", &root.device));
@@ -171,6 +174,17 @@ pub fn guest_kernel_params(
         return Err(KernelParamsError::TooLong { length, most: MAX_COMMAND_LINE - 1 });
     }
     Ok(params)
+}
+
+/// The initialisation that the guest's kernel leaves out: all of it is its tracer's. The first two hide functions that were
+/// overridden from the list of traceable ones, and let numbers of enumerations be printed by name; tracing works without.
+/// The last makes the tracer's ten thousand files.
+fn left_out(tracing: bool) -> &'static str {
+    if tracing {
+        "ftrace_check_for_weak_functions,trace_eval_init"
+    } else {
+        "ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs"
+    }
 }
 
 fn agent_params(agent: &AgentOptions) -> Vec<KernelParam> {
@@ -224,11 +238,11 @@ mod tests {
     fn an_image_gets_its_systemd_parameters_in_order_and_the_user_comes_last() {
         let root = ImageRoot { device: "/dev/vda1".into(), fstype: RootfsType::Ext4 };
         let user = parse("systemd.unit=rescue.target agent.log=trace");
-        let line = guest_kernel_params(Some(&root), false, &AgentOptions::default(), &user).unwrap().to_string();
+        let line = guest_kernel_params(Some(&root), false, true, &AgentOptions::default(), &user).unwrap().to_string();
         assert_eq!(
             line,
-            "cryptomgr.notests quiet root=/dev/vda1 rootfstype=ext4 ro systemd.show_status=false \
-             systemd.unit=kata-containers.target systemd.mask=systemd-networkd.service \
+            "cryptomgr.notests initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init quiet root=/dev/vda1 rootfstype=ext4 ro \
+             systemd.show_status=false systemd.unit=kata-containers.target systemd.mask=systemd-networkd.service \
              systemd.mask=systemd-networkd.socket agent.log=info agent.log_vport=1025 \
              systemd.unit=rescue.target agent.log=trace"
         );
@@ -242,10 +256,11 @@ mod tests {
             container_pipe_size: 65536,
             ..AgentOptions::default()
         };
-        let line = guest_kernel_params(None, true, &agent, &KernelParams::default()).unwrap().to_string();
+        let line = guest_kernel_params(None, true, false, &agent, &KernelParams::default()).unwrap().to_string();
         assert_eq!(
             line,
-            "cryptomgr.notests debug agent.log=debug agent.log_vport=1025 agent.debug_console \
+            "cryptomgr.notests initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs \
+             debug agent.log=debug agent.log_vport=1025 agent.debug_console \
              agent.debug_console_vport=1026 agent.container_pipe_size=65536"
         );
     }
@@ -253,7 +268,7 @@ mod tests {
     #[test]
     fn a_command_line_that_the_kernel_would_cut_is_refused() {
         let user = parse(&"a=bcdefgh ".repeat(200));
-        let refused = guest_kernel_params(None, false, &AgentOptions::default(), &user);
+        let refused = guest_kernel_params(None, false, false, &AgentOptions::default(), &user);
         assert!(matches!(refused, Err(KernelParamsError::TooLong { .. })));
     }
 }

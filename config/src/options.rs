@@ -432,6 +432,8 @@ pub struct MachineOptions {
     /// Third rung: SIGTERM. SIGKILL follows.
     #[serde(with = "seconds")]
     pub term_timeout: Duration,
+    /// Make the files of the guest kernel's tracer.
+    pub guest_tracing: bool,
     /// Let the guest's kernel and the monitor talk.
     pub enable_debug: bool,
     /// Which annotations are allowed, of all namespaces.
@@ -472,6 +474,7 @@ impl Default for MachineOptions {
             stop_timeout: stop.guest,
             quit_timeout: stop.quit,
             term_timeout: stop.term,
+            guest_tracing: false,
             enable_debug: false,
             enable_annotations: Vec::new(),
         }

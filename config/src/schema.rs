@@ -225,6 +225,7 @@ const MACHINE: &[OptionSpec] = &[
     OptionSpec::new("stop_timeout", seconds(0, DAY)).unit("seconds"),
     OptionSpec::new("quit_timeout", seconds(0, DAY)).unit("seconds"),
     OptionSpec::new("term_timeout", seconds(0, DAY)).unit("seconds"),
+    OptionSpec::new("guest_tracing", Kind::Flag),
     OptionSpec::new("enable_debug", Kind::Flag),
     OptionSpec::new("enable_annotations", Kind::List(Items::Patterns)),
 ];

@@ -107,8 +107,14 @@ pub fn machine_config(
 ) -> Result<VmConfig, OpError> {
     let options = config.machine(chosen.backend);
     let root = options.image.as_ref().map(|_| ImageRoot { device: "/dev/vda".into(), fstype: options.rootfs_type });
-    let params = guest_kernel_params(root.as_ref(), options.enable_debug, &config.agent.kata, &options.kernel_params)
-        .map_err(|error| OpError::because(ErrorKind::InvalidArgument, "kernel_params", error))?;
+    let params = guest_kernel_params(
+        root.as_ref(),
+        options.enable_debug,
+        options.guest_tracing,
+        &config.agent.kata,
+        &options.kernel_params,
+    )
+    .map_err(|error| OpError::because(ErrorKind::InvalidArgument, "kernel_params", error))?;
     let boot = match (&options.image, &options.initrd) {
         (Some(image), _) => BootSource::Image { image: image.clone(), initrd: options.image_initrd.clone() },
         (None, Some(initrd)) => BootSource::Initrd(initrd.clone()),

@@ -22,6 +22,13 @@ pub type GuestMemory = Arc<GuestMemoryMmap>;
 /// The size of a page.
 pub(crate) const PAGE: u64 = 4096;
 
+/// The size of a huge page.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// How many places of a huge page's worth of a file are looked at to tell whether it is mostly filler, and how many bytes each.
+const SAMPLES: u64 = 16;
+const SAMPLE: usize = 64;
+
 /// A part of a file as a caller wants it in the guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FilePart {
@@ -31,7 +38,8 @@ pub(crate) struct FilePart {
     pub(crate) address: u64,
     /// How long it is.
     pub(crate) len: u64,
-    /// Copy it even where it could be mapped: the guest will write to most of its pages.
+    /// Copy it even where it could be mapped: the guest will write to most of its pages. Huge pages of it that are mostly
+    /// filler are mapped all the same, since nobody writes there.
     pub(crate) copy: bool,
 }
 
@@ -79,10 +87,13 @@ impl Memory {
         let Some((mapping, base)) = self.locate(address, len) else {
             return Err(io::Error::other("a part of the file does not fit into the guest's memory"));
         };
+        if copy {
+            return self.load_copied(file, part);
+        }
         let aligned = address % PAGE == offset % PAGE;
         let first = address.next_multiple_of(PAGE);
         let end = (address + len) / PAGE * PAGE;
-        if copy || !aligned || first >= end {
+        if !aligned || first >= end {
             return self.copy(file, part);
         }
         let head = first - address;
@@ -90,6 +101,26 @@ impl Memory {
         mapping.map_file(base + head, file.as_fd(), offset + head, end - first)?;
         let done = end - address;
         self.copy(file, FilePart { offset: offset + done, address: end, len: len - done, copy })
+    }
+
+    /// Copies a part that is in the file and in memory, but for its huge pages that are mostly filler: pieces of a kernel's code
+    /// are aligned to them, with nothing but breakpoints in between.
+    fn load_copied(&self, file: &File, part: FilePart) -> io::Result<()> {
+        let FilePart { offset, address, len, .. } = part;
+        let end = address + len;
+        let piece =
+            |from, to, copy| FilePart { offset: offset + (from - address), address: from, len: to - from, copy };
+        let mut copied = address;
+        let mut huge = address.next_multiple_of(HUGE_PAGE);
+        while huge + HUGE_PAGE <= end {
+            if is_filler(file, offset + (huge - address))? {
+                self.copy(file, piece(copied, huge, true))?;
+                self.load(file, piece(huge, huge + HUGE_PAGE, false))?;
+                copied = huge + HUGE_PAGE;
+            }
+            huge += HUGE_PAGE;
+        }
+        self.copy(file, piece(copied, end, true))
     }
 
     fn copy(&self, file: &File, part: FilePart) -> io::Result<()> {
@@ -148,6 +179,17 @@ impl Memory {
             (address >= start && end <= start + region.len()).then(|| (mapping, address - start))
         })
     }
+}
+
+/// Whether a huge page's worth of the file from `offset` on is one byte repeated in most places that are looked at.
+fn is_filler(file: &File, offset: u64) -> io::Result<bool> {
+    let mut same = 0;
+    let mut sample = [0; SAMPLE];
+    for number in 0..SAMPLES {
+        file.read_exact_at(&mut sample, offset + number * (HUGE_PAGE / SAMPLES))?;
+        same += u64::from(sample.iter().all(|byte| *byte == sample[0]));
+    }
+    Ok(same > SAMPLES * 3 / 4)
 }
 
 /// What is read and written at a time for a snapshot.
@@ -215,6 +257,32 @@ mod tests {
             prop_assume!(address.checked_add(len).is_none_or(|end| end > 65536));
             memory.load(&file_of(&[1; 100]), FilePart { offset: 0, address, len, copy: false }).unwrap_err();
         }
+    }
+
+    #[test]
+    fn filler_between_pieces_of_code_is_not_copied() {
+        let huge = HUGE_PAGE as usize;
+        let mut bytes = vec![0xcc; 4 * huge];
+        for range in [0..huge + 5000, 2 * huge..2 * huge + 5000, 3 * huge..4 * huge] {
+            let pattern = pattern(range.len());
+            bytes[range].copy_from_slice(&pattern);
+        }
+        let mut file = file_of(&bytes);
+        assert_eq!(
+            [0, 1, 2, 3].map(|number| is_filler(&file, number * HUGE_PAGE).unwrap()),
+            [false, true, true, false]
+        );
+        let memory = Memory::reserve(&[0..8 * HUGE_PAGE]).unwrap();
+        let (address, len) = (HUGE_PAGE - PAGE, 3 * HUGE_PAGE + 2 * PAGE);
+        memory.load(&file, FilePart { offset: HUGE_PAGE - PAGE, address, len, copy: true }).unwrap();
+        let mut seen = vec![0; len as usize];
+        memory.guest().read_slice(&mut seen, GuestAddress(address)).unwrap();
+        assert!(seen == bytes[address as usize..(address + len) as usize]);
+        memory.guest().write_slice(&[7], GuestAddress(HUGE_PAGE)).unwrap();
+        let mut now = Vec::new();
+        io::Seek::rewind(&mut file).unwrap();
+        io::Read::read_to_end(&mut file, &mut now).unwrap();
+        assert!(now == bytes);
     }
 
     #[test]

@@ -28,7 +28,9 @@ mod worker;
 
 pub use disk::{BlockError, Disk, DiskOptions};
 
-use crate::virtio::{Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, Threads, VirtioDevice, Worker};
+use crate::virtio::{
+    Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, Threads, VirtioDevice, Worker,
+};
 use disk::Drive;
 use pool::Pool;
 use std::sync::{Arc, Mutex, PoisonError};

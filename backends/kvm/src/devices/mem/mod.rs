@@ -22,7 +22,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::GuestMemory;
-use crate::virtio::{Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice, Worker};
+use crate::virtio::{
+    Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice,
+    Worker,
+};
 use blocks::Blocks;
 use region::Region;
 

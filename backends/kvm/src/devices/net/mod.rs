@@ -35,7 +35,9 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use crate::virtio::{Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, VirtioDevice, Worker};
+use crate::virtio::{
+    Activation, ConfigSpace, DeviceError, DeviceKind, F_RING, Interrupt, ThreadKind, VirtioDevice, Worker,
+};
 pub use tap::TapError;
 use tap::{Abilities, Tap};
 

@@ -7,7 +7,10 @@ mod tests;
 use crate::memory::GuestMemory;
 use crate::sys;
 use crate::virtio::queue::Chain;
-use crate::virtio::{Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice, Worker};
+use crate::virtio::{
+    Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, VirtioDevice,
+    Worker,
+};
 use std::sync::Arc;
 use vm_memory::{Address, Bytes};
 

@@ -1,7 +1,8 @@
 //! A device for tests of what runs devices.
 
 use super::super::{
-    Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, Source, VirtioDevice, Worker,
+    Activation, ConfigSpace, Counters, DeviceError, DeviceKind, Event, F_RING, Interrupt, LiveQueue, Source,
+    VirtioDevice, Worker,
 };
 use crate::memory::GuestMemory;
 use std::os::fd::AsRawFd;

@@ -17,9 +17,9 @@ use super::{
 use crate::acpi::{self, PlugPage};
 use crate::bus::{Bus, SharedDevice};
 use crate::loader::{self, BootParams, MemoryMapEntry};
-use crate::memory::Memory;
 use crate::memory::layout::{self, ACPI_TABLES, BOOT_PARAMS, CONVENTIONAL_END, EVENT_GSI, HIGH_MEMORY, SERIAL_GSI};
 use crate::memory::registers::RegisterPages;
+use crate::memory::{HUGE_PAGE, Memory};
 use crate::power::{self, KeyboardReset, PowerRegisters};
 use crate::serial::{self, SerialConsole};
 use crate::vcpu::{Surroundings, Vcpu, write_tables};
@@ -201,8 +201,10 @@ fn make_vm(kvm: OwnedFd, size: Size) -> Result<Arc<Vm>, MachineError> {
     let failed = |source| MachineError::Host { what: "reserve the guest's memory", source };
     let memory = Memory::reserve(&ranges).map_err(failed)?;
     for range in ranges {
-        memory.prefer_huge_pages(range);
+        memory.advise_huge_pages(range, true);
     }
+    // Some tables of the boot, and little else.
+    memory.advise_huge_pages(0..HUGE_PAGE, false);
     let registers = RegisterPages::new(slot_count()).map_err(failed)?;
     Vm::new(kvm, memory, registers).map(Arc::new)
 }

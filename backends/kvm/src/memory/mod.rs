@@ -23,7 +23,7 @@ pub type GuestMemory = Arc<GuestMemoryMmap>;
 pub(crate) const PAGE: u64 = 4096;
 
 /// The size of a huge page.
-const HUGE_PAGE: u64 = 2 << 20;
+pub(crate) const HUGE_PAGE: u64 = 2 << 20;
 
 /// How many places of a huge page's worth of a file are looked at to tell whether it is mostly filler, and how many bytes each.
 const SAMPLES: u64 = 16;
@@ -67,11 +67,11 @@ impl Memory {
         })
     }
 
-    /// Asks the kernel for huge pages in `range`.
-    pub(crate) fn prefer_huge_pages(&self, range: Range<u64>) {
+    /// Asks the kernel for huge pages in `range`, or for none.
+    pub(crate) fn advise_huge_pages(&self, range: Range<u64>, wanted: bool) {
         if let Some((mapping, offset)) = self.locate(range.start, range.end.saturating_sub(range.start)) {
-            // Without huge pages the guest is slower, and works.
-            let _ = mapping.advise_huge(offset, range.end - range.start);
+            // Whichever it gets, the guest works.
+            let _ = mapping.advise_huge(offset, range.end - range.start, wanted);
         }
     }
 

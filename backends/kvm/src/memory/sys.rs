@@ -185,14 +185,11 @@ impl Mapping {
         Ok(())
     }
 
-    /// Asks for huge pages in `len` bytes from `offset`.
-    pub(super) fn advise_huge(&self, offset: u64, len: u64) -> io::Result<()> {
+    /// Asks for huge pages, or for none, in `len` bytes from `offset`.
+    pub(super) fn advise_huge(&self, offset: u64, len: u64, wanted: bool) -> io::Result<()> {
         let (at, len) = self.part(offset, len)?;
-        // SAFETY: This advice does not change what the memory holds.
-        if unsafe { libc::madvise(at, len, libc::MADV_HUGEPAGE) } == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        let advice = if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        // SAFETY: Neither advice changes what the memory holds.
+        if unsafe { libc::madvise(at, len, advice) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }

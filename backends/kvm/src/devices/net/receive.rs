@@ -182,12 +182,18 @@ impl Receive {
     ) -> Result<bool, DeviceError> {
         let before = self.queue.queue.next_used();
         let mut last = Read::Frame;
+        let mut yielded = false;
         for _ in 0..MAX_BATCH {
             if !self.has_room() && !self.refill(memory, counters)? {
                 break;
             }
             last = self.receive(tap, memory, counters)?;
-            if last != Read::Frame {
+            if last == Read::Nothing && !yielded && self.queue.queue.next_used() != before {
+                // Where sender and device share a processor, each frame wakes this thread before the next is sent, and each
+                // would be an interrupt. Where they do not, and where nobody else wants to run, this is nothing.
+                yielded = true;
+                std::thread::yield_now();
+            } else if last != Read::Frame {
                 break;
             }
         }

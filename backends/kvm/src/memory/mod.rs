@@ -273,7 +273,7 @@ mod tests {
             [false, true, true, false]
         );
         let memory = Memory::reserve(&[0..8 * HUGE_PAGE]).unwrap();
-        let (address, len) = (HUGE_PAGE - PAGE, 3 * HUGE_PAGE + 2 * PAGE);
+        let (address, len) = (HUGE_PAGE - PAGE, 3 * HUGE_PAGE + PAGE);
         memory.load(&file, FilePart { offset: HUGE_PAGE - PAGE, address, len, copy: true }).unwrap();
         let mut seen = vec![0; len as usize];
         memory.guest().read_slice(&mut seen, GuestAddress(address)).unwrap();

@@ -87,8 +87,13 @@ fn exec_runs_processes_with_their_own_status_environment_directory_and_user() {
 
     let detached = stockade.exec(&id, &["--detach"], &["sh", "-c", "echo detached; sleep 1000"]).ok();
     assert!(wait::until(SOON, || fs::read(&detached.stdout_path).unwrap() == b"detached\n"));
-    let processes = stockade.call(["ps", &id]).ok().text();
-    assert!(processes.contains("sleep 1000") && processes.contains("trap"), "{processes}");
+    let mut processes = String::new();
+    // For a moment, while the shell becomes `sleep`, the process has no command line.
+    let listed = wait::until(SOON, || {
+        processes = stockade.call(["ps", &id]).ok().text();
+        processes.contains("sleep 1000") && processes.contains("trap")
+    });
+    assert!(listed, "{processes}");
     let pids = stockade.call(["ps", "--format", "json", &id]).ok().json();
     assert_eq!(pids, serde_json::json!([stockade.state(&id)["pid"]]), "pids of the host");
 

@@ -12,6 +12,9 @@
 //! DEVICE_NEEDS_RESET is set (unless it was the driver who said so), the machine is told, and nothing happens until the driver
 //! resets it.
 //!
+//! What the driver reads is memory, the slot's page, which is kept up to date; what it
+//! writes comes here, or to descriptors.
+//!
 //! - [`mmio`]: the slot, as the machine and the bus see it;
 //! - `attached`: a device in it, and what its registers do;
 //! - `registers`: what the offsets mean;

@@ -26,7 +26,7 @@ pub struct TransportState {
     pub driver_features: u64,
     /// QueueSel.
     pub queue_select: u32,
-    /// What the guest has not read.
+    /// InterruptStatus.
     pub interrupt_status: u32,
     /// ConfigGeneration.
     pub config_generation: u32,

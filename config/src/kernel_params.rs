@@ -178,7 +178,7 @@ pub fn guest_kernel_params(
 
 /// The initialisation that the guest's kernel leaves out: all of it is its tracer's. The first two hide functions that were
 /// overridden from the list of traceable ones, and let numbers of enumerations be printed by name; tracing works without.
-/// The last makes the tracer's ten thousand files.
+/// The last makes the files of the tracer, thousands of them.
 fn left_out(tracing: bool) -> &'static str {
     if tracing {
         "ftrace_check_for_weak_functions,trace_eval_init"

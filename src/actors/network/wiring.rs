@@ -124,8 +124,8 @@ impl Wiring {
             self.disconnect(gone.id).await;
             answer.removed.push(gone.name);
         }
-        for now in change.changed {
-            self.note_change(now);
+        for changed in change.changed {
+            self.note_change(changed);
         }
         let before = std::mem::take(&mut self.left_out);
         for (id, error) in change.refused {

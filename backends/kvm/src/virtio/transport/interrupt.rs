@@ -53,11 +53,6 @@ impl Registers {
         self.set(abi::VIRTIO_MMIO_STATUS, self.driver_status | needs_reset);
     }
 
-    fn set_interrupt_status(&mut self, value: u32) {
-        self.interrupt_status = value;
-        self.set(abi::VIRTIO_MMIO_INTERRUPT_STATUS, value);
-    }
-
     fn count_generation(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.set(abi::VIRTIO_MMIO_CONFIG_GENERATION, self.generation);
@@ -90,6 +85,13 @@ impl SlotInterrupt {
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn set_status(&self, registers: &mut Registers, value: u32) {
+        registers.interrupt_status = value;
+        registers.set(abi::VIRTIO_MMIO_INTERRUPT_STATUS, value);
+        // Whoever sees this interrupts at once, so it comes last.
+        self.used.store(value & USED != 0, Ordering::SeqCst);
+    }
+
     pub(super) fn status(&self) -> u32 {
         self.registers().interrupt_status
     }
@@ -99,7 +101,7 @@ impl SlotInterrupt {
     pub(super) fn acknowledge(&self, bits: u32) {
         let mut registers = self.registers();
         let left = registers.interrupt_status & !(bits & CONFIG);
-        registers.set_interrupt_status(left);
+        self.set_status(&mut registers, left);
     }
 
     pub(super) fn generation(&self) -> u32 {
@@ -142,16 +144,14 @@ impl SlotInterrupt {
         registers.needs_reset = false;
         registers.driver_status = 0;
         registers.show_status();
-        registers.set_interrupt_status(0);
-        self.used.store(false, Ordering::SeqCst);
+        self.set_status(&mut registers, 0);
         self.show_config(&registers);
     }
 
     /// Takes on what was saved, of a device that has taken on its own state. It may have changed its configuration since then.
     pub(super) fn restore(&self, status: u32, generation: u32, needs_reset: bool, config_pending: bool) {
         let mut registers = self.registers();
-        registers.set_interrupt_status(status);
-        self.used.store(status & USED != 0, Ordering::SeqCst);
+        self.set_status(&mut registers, status);
         registers.generation = registers.generation.wrapping_add(generation);
         registers.set(abi::VIRTIO_MMIO_CONFIG_GENERATION, registers.generation);
         registers.needs_reset = needs_reset;
@@ -186,7 +186,7 @@ impl SlotInterrupt {
     fn tell_pending(&self, registers: &mut Registers) {
         if registers.driver_ok && std::mem::take(&mut registers.config_pending) {
             let status = registers.interrupt_status | CONFIG;
-            registers.set_interrupt_status(status);
+            self.set_status(registers, status);
             self.interrupt();
         }
     }
@@ -212,8 +212,7 @@ impl Interrupt for SlotInterrupt {
         if !self.used.load(Ordering::SeqCst) {
             let mut registers = self.registers();
             let status = registers.interrupt_status | USED;
-            registers.set_interrupt_status(status);
-            self.used.store(true, Ordering::SeqCst);
+            self.set_status(&mut registers, status);
         }
         self.interrupt();
     }

@@ -92,12 +92,14 @@ impl Pair {
             }
             Access::Write(offset, value) => self.write(offset, value),
             Access::Odd { offset, width, write } => {
-                if write && offset < CONFIG_OFFSET && width == 4 {
-                    self.write(offset as u32, 0xa5a5_a5a5);
-                } else if write {
-                    self.bench.slot.write(offset, &vec![0xa5; width]);
-                } else {
+                if !write {
                     self.bench.slot.read(offset, &mut vec![0; width]);
+                    return;
+                }
+                if offset < CONFIG_OFFSET && width == 4 {
+                    self.write(offset as u32, 0xa5a5_a5a5);
+                } else {
+                    self.bench.slot.write(offset, &vec![0xa5; width]);
                 }
                 self.model.invalid = self.bench.invalid_accesses();
             }

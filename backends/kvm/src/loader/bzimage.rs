@@ -45,6 +45,7 @@ pub(super) fn inspect(start: &[u8], size: u64) -> Result<Kernel, LoadError> {
     let header_end = header_end.clamp(HEADER, HEADER + HEADER_LIMIT);
     let command_line = number::<4>(start, 0x238).ok_or_else(short)?;
     Ok(Kernel {
+        hardly_used: Vec::new(),
         parts: vec![FilePart { offset, address, len, copy: false }],
         extent: address..end,
         entry: address + ENTRY_OFFSET,

@@ -5,7 +5,7 @@ use std::io;
 use super::sections::Sections;
 use super::{Kernel, LoadError, number};
 use crate::memory::layout::COMMAND_LINE_LIMIT;
-use crate::memory::{FilePart, PAGE};
+use crate::memory::{FilePart, HUGE_PAGE, PAGE};
 
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
 
@@ -43,7 +43,7 @@ pub(super) fn inspect(
     read_at(&mut bytes, table).map_err(|source| LoadError::Read { what: "the kernel's table of segments", source })?;
     let sections = Sections::read(start, &read_at);
     let mut parts: Vec<FilePart> = Vec::new();
-    let mut refined = Vec::new();
+    let (mut refined, mut hardly_used) = (Vec::new(), Vec::new());
     let (mut lowest, mut highest) = (u64::MAX, 0);
     for segment in bytes.chunks_exact(SEGMENT_SIZE) {
         let field = |offset| number::<8>(segment, offset).unwrap_or(0);
@@ -61,10 +61,14 @@ pub(super) fn inspect(
             return Err(wrong("segments overlap"));
         }
         (lowest, highest) = (lowest.min(address), highest.max(end));
+        let start = field(16);
+        let in_guest = |at: u64| at.wrapping_sub(start).wrapping_add(address);
+        let rooms = sections.hardly_used(start..start.saturating_add(in_memory));
+        hardly_used.extend(rooms.into_iter().map(in_guest).filter(|at| at % HUGE_PAGE == 0));
         if in_file > 0 {
             let part = FilePart { offset, address, len: in_file, copy: false };
             parts.push(part);
-            refined.extend(sections.refine(part, field(16)));
+            refined.extend(sections.refine(part, start));
         }
     }
     if !(lowest..highest).contains(&entry) {
@@ -72,6 +76,7 @@ pub(super) fn inspect(
     }
     Ok(Kernel {
         parts: refined,
+        hardly_used,
         extent: lowest..highest,
         entry,
         header: None,

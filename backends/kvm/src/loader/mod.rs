@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::layout::{COMMAND_LINE, COMMAND_LINE_LIMIT, HIGH_MEMORY};
-use crate::memory::{FilePart, Memory, PAGE};
+use crate::memory::{FilePart, HUGE_PAGE, Memory, PAGE};
 
 /// Why a kernel cannot be booted.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,8 @@ pub enum LoadError {
 pub(crate) struct Kernel {
     /// The parts of its file.
     parts: Vec<FilePart>,
+    /// Huge pages of its memory of which it will use little.
+    hardly_used: Vec<u64>,
     /// All that it occupies from its start, what it makes itself at once included.
     extent: Range<u64>,
     /// The first instruction.
@@ -115,6 +117,9 @@ pub(crate) fn load(
         return Err(LoadError::TooLarge { what: "the kernel", need: kernel.extent.end - kernel.extent.start, have });
     }
     write_command_line(memory, command_line, kernel.command_line_limit)?;
+    for page in &kernel.hardly_used {
+        memory.advise_huge_pages(*page..page.saturating_add(HUGE_PAGE), false);
+    }
     for part in &kernel.parts {
         memory.load(kernel_file, *part).map_err(|source| LoadError::Read { what: "the kernel", source })?;
     }

@@ -1,4 +1,5 @@
-//! What an ELF file's sections tell beyond its segments: which parts of a segment hold nothing, and which are code.
+//! What an ELF file's sections tell beyond its segments: which parts of a segment hold nothing, which are code, and which
+//! are room of which little will be used.
 //!
 //! Linux's segments contain as zeros in the file what is only room (.bss, gaps between code and data): left out, the guest
 //! finds fresh memory there, which has huge pages and costs nothing before it is touched. Code is copied rather than mapped:
@@ -9,7 +10,7 @@ use std::io;
 use std::ops::Range;
 
 use super::number;
-use crate::memory::{FilePart, PAGE};
+use crate::memory::{FilePart, HUGE_PAGE, PAGE};
 
 const SECTION_SIZE: usize = 64;
 /// Linux has about forty; more than these is no kernel.
@@ -18,11 +19,13 @@ const TYPE_NOBITS: u64 = 8;
 const FLAG_ALLOC: u64 = 2;
 const FLAG_CODE: u64 = 4;
 
-/// A section that has bytes in the file and a place in memory.
+/// A section that has a place in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Section {
     addresses: Range<u64>,
     code: bool,
+    /// It has bytes in the file.
+    in_file: bool,
 }
 
 /// The sections, by ascending address; none if the file does not tell, or tells nonsense.
@@ -47,9 +50,9 @@ impl Sections {
         for header in bytes.chunks_exact(SECTION_SIZE) {
             let (kind, flags) = (number::<4>(header, 4)?, number::<8>(header, 8)?);
             let (address, size) = (number::<8>(header, 16)?, number::<8>(header, 32)?);
-            if flags & FLAG_ALLOC != 0 && kind != TYPE_NOBITS && size > 0 {
+            if flags & FLAG_ALLOC != 0 && size > 0 {
                 let addresses = address..address.checked_add(size)?;
-                sections.push(Section { addresses, code: flags & FLAG_CODE != 0 });
+                sections.push(Section { addresses, code: flags & FLAG_CODE != 0, in_file: kind != TYPE_NOBITS });
             }
         }
         sections.sort_by_key(|section| section.addresses.start);
@@ -65,20 +68,24 @@ impl Sections {
             return vec![part];
         }
         let mut found: Vec<(Range<u64>, bool)> = Vec::new();
-        for Section { addresses, code } in &self.0 {
+        for section in self.0.iter().filter(|section| section.in_file) {
+            let addresses = &section.addresses;
             if addresses.start >= end || addresses.end <= start {
                 continue;
             }
             let mut pages = addresses.start / PAGE * PAGE..addresses.end.saturating_add(PAGE - 1) / PAGE * PAGE;
             pages = pages.start.max(start)..pages.end.min(end);
             match found.last_mut() {
-                Some((last, last_code))
-                    if pages.start <= last.end && (*last_code == *code || pages.start < last.end) =>
-                {
+                Some((last, last_code)) if pages.start <= last.end && *last_code == section.code => {
                     last.end = last.end.max(pages.end);
-                    *last_code |= *code;
                 }
-                _ => found.push((pages, *code)),
+                last => {
+                    // The page that two sections share comes with the first.
+                    let from = pages.start.max(last.map_or(start, |(last, _)| last.end));
+                    if from < pages.end {
+                        found.push((from..pages.end, section.code));
+                    }
+                }
             }
         }
         if found.is_empty() {
@@ -90,5 +97,20 @@ impl Sections {
             FilePart { offset, address, len: pages.end - pages.start, copy }
         };
         found.into_iter().map(piece).collect()
+    }
+
+    /// The huge pages of the virtual `addresses` that have nothing but some room, less than half of theirs: what the kernel
+    /// does not need of it, it gives away untouched.
+    pub(super) fn hardly_used(&self, addresses: Range<u64>) -> Vec<u64> {
+        let within =
+            |section: &&Section| addresses.start <= section.addresses.start && section.addresses.end <= addresses.end;
+        let small = |section: &&Section| section.addresses.end - section.addresses.start < HUGE_PAGE / 2;
+        let page_of = |section: &Section| section.addresses.start / HUGE_PAGE * HUGE_PAGE;
+        let alone = |page: &u64| {
+            let end = page.saturating_add(HUGE_PAGE);
+            self.0.iter().filter(|section| section.addresses.start < end && *page < section.addresses.end).count() == 1
+        };
+        let rooms = self.0.iter().filter(|section| !section.in_file);
+        rooms.filter(within).filter(small).map(page_of).filter(alone).collect()
     }
 }

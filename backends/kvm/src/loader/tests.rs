@@ -128,6 +128,48 @@ fn what_no_section_has_in_the_file_is_left_zero_and_code_is_copied() {
 }
 
 #[test]
+fn a_page_of_two_sections_comes_with_the_first() {
+    let segments = [Segment { kind: 1, offset: 0x1000, address: 0x100_0000, in_file: 0x8000, in_memory: 0x8000 }];
+    let mut bytes = elf_of(0x100_0000, &segments, &[9; 0x8000]);
+    let table = bytes.len() as u64;
+    bytes.extend(section(6, 0x100_0000, 0x1000, 0x2800, true));
+    bytes.extend(section(2, 0x100_2800, 0x3800, 0x800, true));
+    bytes.extend(section(2, 0x100_3000, 0x4000, 0x2010, true));
+    bytes.extend(section(6, 0x100_5010, 0x6010, 0x10, true));
+    bytes.extend(section(6, 0x100_7000, 0x8000, 0x1000, true));
+    bytes[40..48].copy_from_slice(&table.to_le_bytes());
+    bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
+    bytes[60..62].copy_from_slice(&5u16.to_le_bytes());
+    assert_eq!(
+        inspect(&file_of(&bytes)).unwrap().parts,
+        [
+            FilePart { offset: 0x1000, address: 0x100_0000, len: 0x3000, copy: true },
+            FilePart { offset: 0x4000, address: 0x100_3000, len: 0x3000, copy: false },
+            FilePart { offset: 0x8000, address: 0x100_7000, len: 0x1000, copy: true },
+        ]
+    );
+}
+
+#[test]
+fn huge_pages_of_little_room_are_known() {
+    // In memory: code, room of more than half a huge page, room next to code, and room alone.
+    let segment = Segment { kind: 1, offset: 0x1000, address: 0x100_0000, in_file: 0x1000, in_memory: 0xa0_0000 };
+    let mut bytes = elf_of(0x100_0000, &[segment], &[9; 0x1000]);
+    let table = bytes.len() as u64;
+    bytes.extend(section(6, 0x100_0000, 0x1000, 0x1000, true));
+    bytes.extend(section(3, 0x120_0000, 0x2000, 0x12_0000, false));
+    bytes.extend(section(3, 0x100_1000, 0x2000, 0x1000, false));
+    bytes.extend(section(3, 0x160_0000, 0x2000, 0x3_0000, false));
+    bytes.extend(section(3, 0x200_0000, 0x2000, 0x3_0000, false));
+    bytes[40..48].copy_from_slice(&table.to_le_bytes());
+    bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
+    bytes[60..62].copy_from_slice(&5u16.to_le_bytes());
+    let file = file_of(&bytes);
+    assert_eq!(inspect(&file).unwrap().hardly_used, [0x160_0000]);
+    load(&memory(), LOW_END, &file, None, "").unwrap();
+}
+
+#[test]
 fn a_bzimage_is_at_its_preferred_address_and_entered_beyond_its_start() {
     let memory = memory();
     let kernel = file_of(&bzimage_of(3, 0x100_0000, 0x20_0000, &[7; 3000]));

@@ -25,9 +25,13 @@ pub(crate) const PAGE: u64 = 4096;
 /// The size of a huge page.
 pub(crate) const HUGE_PAGE: u64 = 2 << 20;
 
-/// How many places of a huge page's worth of a file are looked at to tell whether it is mostly filler, and how many bytes each.
+/// How many places of a huge page's worth of a file are looked at to tell what it is filled with, and how many bytes each.
 const SAMPLES: u64 = 16;
 const SAMPLE: usize = 64;
+
+/// A piece of a file is mapped if it has this much of a huge page. Of less, mapping would cost more than copying: memory
+/// around it could not be a huge page any more.
+const WORTH_MAPPING: u64 = HUGE_PAGE / 4 * 3;
 
 /// A part of a file as a caller wants it in the guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +42,7 @@ pub(crate) struct FilePart {
     pub(crate) address: u64,
     /// How long it is.
     pub(crate) len: u64,
-    /// Copy it even where it could be mapped: the guest will write to most of its pages. Huge pages of it that are mostly
-    /// filler are mapped all the same, since nobody writes there.
+    /// Copy it even where it could be mapped: the guest will write to most of its pages.
     pub(crate) copy: bool,
 }
 
@@ -75,62 +78,28 @@ impl Memory {
         }
     }
 
-    /// Puts a part of `file` into the guest's memory. Whole pages are mapped privately where file and guest agree on their
-    /// alignment, which reads nothing until the guest does; the rest is copied.
+    /// Puts a part of `file` into the guest's memory, which nobody has written to yet. What fills most of a huge page is
+    /// mapped privately, where file and guest agree on their alignment, which reads nothing until the guest does; the rest is
+    /// copied.
     ///
     /// Fails for a part that the file does not have: a page beyond its end could not be read later.
     pub(crate) fn load(&self, file: &File, part: FilePart) -> io::Result<()> {
-        let FilePart { offset, address, len, copy } = part;
+        let FilePart { offset, address, len, .. } = part;
         if offset.checked_add(len).is_none_or(|end| file.metadata().map_or(true, |metadata| end > metadata.len())) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let Some((mapping, base)) = self.locate(address, len) else {
             return Err(io::Error::other("a part of the file does not fit into the guest's memory"));
         };
-        if copy {
-            return self.load_copied(file, part);
-        }
-        let aligned = address % PAGE == offset % PAGE;
-        let first = address.next_multiple_of(PAGE);
-        let end = (address + len) / PAGE * PAGE;
-        if !aligned || first >= end {
-            return self.copy(file, part);
-        }
-        let head = first - address;
-        self.copy(file, FilePart { len: head, ..part })?;
-        mapping.map_file(base + head, file.as_fd(), offset + head, end - first)?;
-        let done = end - address;
-        self.copy(file, FilePart { offset: offset + done, address: end, len: len - done, copy })
-    }
-
-    /// Copies a part that is in the file and in memory, but for its huge pages that are mostly filler: pieces of a kernel's code
-    /// are aligned to them, with nothing but breakpoints in between.
-    fn load_copied(&self, file: &File, part: FilePart) -> io::Result<()> {
-        let FilePart { offset, address, len, .. } = part;
-        let end = address + len;
-        let piece =
-            |from, to, copy| FilePart { offset: offset + (from - address), address: from, len: to - from, copy };
-        let mut copied = address;
-        let mut huge = address.next_multiple_of(HUGE_PAGE);
-        while huge + HUGE_PAGE <= end {
-            if is_filler(file, offset + (huge - address))? {
-                self.copy(file, piece(copied, huge, true))?;
-                self.load(file, piece(huge, huge + HUGE_PAGE, false))?;
-                copied = huge + HUGE_PAGE;
+        for (how, piece) in pieces(file, part)? {
+            let at = base + (piece.address - address);
+            match how {
+                How::Map => mapping.map_file(at, file.as_fd(), piece.offset, piece.len)?,
+                How::Copy => mapping.copy_file(at, file.as_fd(), piece.offset, piece.len)?,
+                How::Leave => {}
             }
-            huge += HUGE_PAGE;
         }
-        self.copy(file, piece(copied, end, true))
-    }
-
-    fn copy(&self, file: &File, part: FilePart) -> io::Result<()> {
-        if part.len == 0 {
-            return Ok(());
-        }
-        let Some((mapping, base)) = self.locate(part.address, part.len) else {
-            return Err(io::Error::other("a part of the file does not fit into the guest's memory"));
-        };
-        mapping.read_file(base, file.as_fd(), part.offset, part.len)
+        Ok(())
     }
 
     /// Writes all memory to `file`, region after region, leaving out pages that hold only zeros.
@@ -181,15 +150,53 @@ impl Memory {
     }
 }
 
-/// Whether a huge page's worth of the file from `offset` on is one byte repeated in most places that are looked at.
-fn is_filler(file: &File, offset: u64) -> io::Result<bool> {
-    let mut same = 0;
-    let mut sample = [0; SAMPLE];
-    for number in 0..SAMPLES {
-        file.read_exact_at(&mut sample, offset + number * (HUGE_PAGE / SAMPLES))?;
-        same += u64::from(sample.iter().all(|byte| *byte == sample[0]));
+/// How a piece of a file comes into the guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Map,
+    Copy,
+    /// It is zeros, as fresh memory is.
+    Leave,
+}
+
+/// Cuts a part at the guest's huge pages, and says how each piece comes into memory; neighbours of the same kind are one.
+fn pieces(file: &File, part: FilePart) -> io::Result<Vec<(How, FilePart)>> {
+    let mut pieces: Vec<(How, FilePart)> = Vec::new();
+    let mut rest = part;
+    while rest.len > 0 {
+        let len = rest.len.min(HUGE_PAGE - rest.address % HUGE_PAGE);
+        let piece = FilePart { len, ..rest };
+        let how = how(file, piece)?;
+        match pieces.last_mut() {
+            Some((last, before)) if *last == how => before.len += len,
+            _ => pieces.push((how, piece)),
+        }
+        rest = FilePart { offset: rest.offset + len, address: rest.address + len, len: rest.len - len, ..rest };
     }
-    Ok(same > SAMPLES * 3 / 4)
+    Ok(pieces)
+}
+
+/// What is best for a piece that lies in one huge page of the guest.
+fn how(file: &File, piece: FilePart) -> io::Result<How> {
+    let FilePart { offset, address, len, copy } = piece;
+    if [offset, address, len].iter().any(|place| place % PAGE != 0) || len < WORTH_MAPPING {
+        return Ok(How::Copy);
+    }
+    let (mut filler, mut zeros) = (0, 0);
+    let mut sample = [0; SAMPLE];
+    for seen in 1..=SAMPLES {
+        file.read_exact_at(&mut sample, offset + (seen - 1) * (len / SAMPLES))?;
+        filler += u64::from(sample.iter().all(|byte| *byte == sample[0]));
+        zeros += u64::from(is_zero(&sample));
+        // Pieces of code are aligned to huge pages, with nothing but breakpoints in between, where nobody writes.
+        if copy && seen - filler > SAMPLES / 4 {
+            return Ok(How::Copy);
+        }
+        if !copy && zeros < seen {
+            return Ok(How::Map);
+        }
+    }
+    if zeros == SAMPLES && sys::is_zero(file.as_fd(), offset, len)? { Ok(How::Leave) } else { Ok(How::Map) }
 }
 
 /// What is read and written at a time for a snapshot.
@@ -259,43 +266,65 @@ mod tests {
         }
     }
 
-    #[test]
-    fn filler_between_pieces_of_code_is_not_copied() {
+    /// Five huge pages of a file: content, content and filler, filler, zeros, and zeros but for one byte.
+    fn kernel() -> Vec<u8> {
         let huge = HUGE_PAGE as usize;
-        let mut bytes = vec![0xcc; 4 * huge];
-        for range in [0..huge + 5000, 2 * huge..2 * huge + 5000, 3 * huge..4 * huge] {
-            let pattern = pattern(range.len());
-            bytes[range].copy_from_slice(&pattern);
+        let mut bytes = [vec![0xcc; 3 * huge], vec![0; 2 * huge]].concat();
+        for range in [0..huge + 5000, 2 * huge..2 * huge + 5000] {
+            bytes[range.clone()].copy_from_slice(&pattern(range.len()));
         }
-        let mut file = file_of(&bytes);
-        assert_eq!(
-            [0, 1, 2, 3].map(|number| is_filler(&file, number * HUGE_PAGE).unwrap()),
-            [false, true, true, false]
-        );
-        let memory = Memory::reserve(&[0..8 * HUGE_PAGE]).unwrap();
-        let (address, len) = (HUGE_PAGE - PAGE, 3 * HUGE_PAGE + PAGE);
-        memory.load(&file, FilePart { offset: HUGE_PAGE - PAGE, address, len, copy: true }).unwrap();
-        let mut seen = vec![0; len as usize];
-        memory.guest().read_slice(&mut seen, GuestAddress(address)).unwrap();
-        assert!(seen == bytes[address as usize..(address + len) as usize]);
-        memory.guest().write_slice(&[7], GuestAddress(HUGE_PAGE)).unwrap();
-        let mut now = Vec::new();
-        io::Seek::rewind(&mut file).unwrap();
-        io::Read::read_to_end(&mut file, &mut now).unwrap();
-        assert!(now == bytes);
+        *bytes.last_mut().unwrap() = 1;
+        bytes
     }
 
     #[test]
-    fn what_the_guest_writes_does_not_reach_the_file() {
-        let bytes = pattern(8192);
+    fn what_fills_a_huge_page_is_mapped_unless_it_will_be_written_or_is_zeros() {
+        let file = file_of(&kernel());
+        let kinds = |part| -> Vec<(How, u64)> {
+            pieces(&file, part).unwrap().into_iter().map(|(how, piece)| (how, piece.len / PAGE)).collect()
+        };
+        let all = FilePart { offset: 0, address: 16 * HUGE_PAGE, len: 5 * HUGE_PAGE, copy: false };
+        assert_eq!(kinds(all), [(How::Map, 3 * 512), (How::Leave, 512), (How::Map, 512)]);
+        let code = FilePart { copy: true, ..all };
+        assert_eq!(kinds(code), [(How::Copy, 512), (How::Map, 2 * 512), (How::Leave, 512), (How::Map, 512)]);
+        // An end that fills most of a huge page, and one that does not.
+        let part = FilePart { len: HUGE_PAGE + WORTH_MAPPING, ..all };
+        assert_eq!(kinds(part), [(How::Map, 512 + 384)]);
+        let part = FilePart { len: HUGE_PAGE + WORTH_MAPPING - PAGE, ..all };
+        assert_eq!(kinds(part), [(How::Map, 512), (How::Copy, 383)]);
+        let part = FilePart { offset: 100 * PAGE, address: all.address + 400 * PAGE, len: 212 * PAGE, copy: false };
+        assert_eq!(kinds(part), [(How::Copy, 212)]);
+        // Not to be mapped, for the pages are not the same.
+        let part = FilePart { offset: 16, len: HUGE_PAGE, ..all };
+        assert_eq!(kinds(part), [(How::Copy, 512)]);
+    }
+
+    #[test]
+    fn however_a_part_comes_into_memory_it_is_the_files_and_writing_does_not_reach_the_file() {
+        let bytes = kernel();
         let mut file = file_of(&bytes);
-        let memory = Memory::reserve(&[0..65536]).unwrap();
-        memory.load(&file, FilePart { offset: 0, address: 4096, len: 8192, copy: false }).unwrap();
-        memory.guest().write_slice(&[0; 8192], GuestAddress(4096)).unwrap();
-        let mut now = Vec::new();
-        io::Seek::rewind(&mut file).unwrap();
-        io::Read::read_to_end(&mut file, &mut now).unwrap();
-        assert_eq!(now, bytes);
+        for copy in [false, true] {
+            for (offset, address, len) in [
+                (0, HUGE_PAGE, 5 * HUGE_PAGE),
+                (HUGE_PAGE - PAGE, 2 * HUGE_PAGE - PAGE, 3 * HUGE_PAGE + 2 * PAGE),
+                (PAGE, HUGE_PAGE, 4 * HUGE_PAGE),
+                (7, HUGE_PAGE + 3, 4 * HUGE_PAGE + 11),
+            ] {
+                let memory = Memory::reserve(&[0..8 * HUGE_PAGE]).unwrap();
+                memory.load(&file, FilePart { offset, address, len, copy }).unwrap();
+                let mut seen = vec![0; 8 * HUGE_PAGE as usize];
+                memory.guest().read_slice(&mut seen, GuestAddress(0)).unwrap();
+                let part = address as usize..(address + len) as usize;
+                assert!(seen[part.clone()] == bytes[offset as usize..(offset + len) as usize]);
+                assert!(is_zero(&seen[..part.start]) && is_zero(&seen[part.end..]));
+
+                memory.guest().write_slice(&vec![7; len as usize], GuestAddress(address)).unwrap();
+                let mut now = Vec::new();
+                io::Seek::rewind(&mut file).unwrap();
+                io::Read::read_to_end(&mut file, &mut now).unwrap();
+                assert!(now == bytes);
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use super::GuestMemory;
+use super::{GuestMemory, PAGE};
 
 /// Host addresses of the guest's memory are multiples of a huge page, as guest-physical ones are, so that huge pages can
 /// be mapped into the guest.
@@ -163,26 +163,15 @@ impl Mapping {
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Reads `len` bytes of `file` at `from` to `offset`.
-    pub(super) fn read_file(&self, offset: u64, file: BorrowedFd<'_>, from: u64, len: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < len {
-            let (at, left) = self.part(offset + done, len - done)?;
-            let position = libc::off_t::try_from(from + done).map_err(io::Error::other)?;
-            // SAFETY: The kernel writes at most `left` bytes, which `part` says are inside of the mapping; nothing holds
-            // references to guest memory.
-            match unsafe { libc::pread(file.as_raw_fd(), at, left, position) } {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count if count > 0 => done += count.unsigned_abs() as u64,
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-        Ok(())
+    /// Copies `len` bytes of `file` at `from` to `offset`.
+    pub(super) fn copy_file(&self, offset: u64, file: BorrowedFd<'_>, from: u64, len: u64) -> io::Result<()> {
+        let (at, _) = self.part(offset, len)?;
+        FileView::each(file, from, len, |done, bytes, len| {
+            // SAFETY: `done + len` is at most the length that `part` has looked for, and `bytes` has `len` bytes, of another
+            // mapping; nothing holds references to either.
+            unsafe { libc::memcpy(at.byte_add(done), bytes, len) };
+            true
+        })
     }
 
     /// Asks for huge pages, or for none, in `len` bytes from `offset`.
@@ -191,5 +180,76 @@ impl Mapping {
         let advice = if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         // SAFETY: Neither advice changes what the memory holds.
         if unsafe { libc::madvise(at, len, advice) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// Whether `len` bytes of `file` at `from` are all zeros.
+pub(super) fn is_zero(file: BorrowedFd<'_>, from: u64, len: u64) -> io::Result<bool> {
+    static ZEROS: [u8; PIECE] = [0; PIECE];
+    let mut zero = true;
+    FileView::each(file, from, len, |_, bytes, len| {
+        // SAFETY: both have `len` bytes, and a comparison that another process's writing disturbs is one of either contents.
+        zero = unsafe { libc::memcmp(bytes, ZEROS.as_ptr().cast(), len) } == 0;
+        zero
+    })?;
+    Ok(zero)
+}
+
+/// What of a file is looked at at a time, in pieces.
+const VIEW: u64 = 8 << 20;
+
+/// What is copied or compared at a time: longer copies are made by an instruction that goes byte by byte on some processors.
+const PIECE: usize = 2048;
+
+/// A part of a file, mapped for reading. A file that gets shorter meanwhile ends the process, as it does later with what is
+/// mapped into the guest.
+struct FileView {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+impl FileView {
+    fn new(file: BorrowedFd<'_>, from: u64, len: usize) -> io::Result<Self> {
+        let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
+        // SAFETY: A new mapping at an address of the kernel's choice replaces nothing.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), from) };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { start, len }) }
+    }
+
+    /// Calls `see` with each piece of `len` bytes of the file, which must be there: how far it is from the first, where it is
+    /// mapped, and its length. Ends early when that returns false.
+    fn each(
+        file: BorrowedFd<'_>,
+        from: u64,
+        len: u64,
+        mut see: impl FnMut(usize, *const libc::c_void, usize) -> bool,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            let at = from + done;
+            let skipped = at % PAGE;
+            let part = VIEW.min(len - done);
+            let size = usize::try_from(skipped + part).map_err(io::Error::other)?;
+            let view = Self::new(file, at - skipped, size)?;
+            let (skipped, before) = (skipped as usize, done as usize);
+            for begin in (skipped..view.len).step_by(PIECE) {
+                let piece = PIECE.min(view.len - begin);
+                // SAFETY: `begin` is inside of the mapping.
+                let bytes = unsafe { view.start.byte_add(begin) };
+                if !see(before + begin - skipped, bytes, piece) {
+                    return Ok(());
+                }
+            }
+            done += part;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for FileView {
+    fn drop(&mut self) {
+        // SAFETY: The mapping is this value's own, and what `each` lent is no longer used.
+        unsafe { libc::munmap(self.start, self.len) };
     }
 }

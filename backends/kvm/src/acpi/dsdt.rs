@@ -1,11 +1,13 @@
 //! The devices that cannot be found otherwise: console, virtio slots, vCPUs that may come, and the event device.
 //!
-//! All slots are children of one container. Linux takes hot-plug notifications for containers, processors and memory only;
+//! All slots are children of one container, those that are free at boot in a table of their own ([`super`]). Linux takes hot-plug notifications for containers, processors and memory only;
 //! told to look at the container's bus, it finds children that have come.
+
+use std::ops::Range;
 
 use acpi_tables::aml::{
     BufferData, Device, EISAName, Else, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
-    If, Interrupt, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, PackageBuilder, Path,
+    If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, PackageBuilder, Path,
     ResourceTemplate, Return, Scope, Store,
 };
 use acpi_tables::madt::{EnabledStatus, ProcessorLocalApic};
@@ -29,12 +31,18 @@ impl Aml for Raw {
     }
 }
 
-/// All of the table's definitions.
-pub(super) fn definitions(description: Description) -> Vec<u8> {
+/// The table of further slots, as memory that it is loaded from.
+const FURTHER: &str = "FURT";
+/// Whether it has been loaded.
+const LOADED: &str = "LODD";
+
+/// All of the table's definitions. That of further slots is at `further`.
+pub(super) fn definitions(description: Description, further: Range<u64>) -> Vec<u8> {
     let hotplug_vcpus = description.vcpus..description.max_vcpus;
     let mut all = Bytes(Vec::new());
     let mut devices = vec![plug_fields(description), console()];
-    devices.push(slots(description.slots));
+    devices.push(slots(description.used_slots));
+    devices.push(further_table(further));
     devices.extend(hotplug_vcpus.clone().map(vcpu));
     devices.push(event_device(hotplug_vcpus));
     Scope::new("\\_SB_".into(), devices.iter().map(|device| device as &dyn Aml).collect()).to_aml_bytes(&mut all);
@@ -127,6 +135,33 @@ fn status_from(field: &str) -> Raw {
     )))
 }
 
+/// What is needed to load the table that is at `further`.
+fn further_table(further: Range<u64>) -> Raw {
+    let mut all = Bytes(Vec::new());
+    let (start, len) = (further.start, further.end - further.start);
+    OpRegion::new(FURTHER.into(), OpRegionSpace::SystemMemory, &start, &len).to_aml_bytes(&mut all);
+    Name::new(LOADED.into(), &0u8).to_aml_bytes(&mut all);
+    Raw(all.0)
+}
+
+/// The definitions of the table of further slots: those without a device at boot.
+pub(super) fn further_slots(description: Description) -> Vec<u8> {
+    let slots: Vec<Raw> = (description.used_slots..description.slots).map(slot).collect();
+    let children = slots.iter().map(|slot| slot as &dyn Aml).collect();
+    bytes_of(&Scope::new("\\_SB_.VIRT".into(), children))
+}
+
+/// Loads the table that is in memory (`Load`, ACPI 6.5, 19.6.77, whose answer nobody needs).
+struct Load(&'static str);
+
+impl Aml for Load {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&[0x5b, 0x20]);
+        Path::new(self.0).to_aml_bytes(sink);
+        Local(0).to_aml_bytes(sink);
+    }
+}
+
 fn slots(count: u8) -> Raw {
     let slots: Vec<Raw> = (0..count).map(slot).collect();
     let id = Name::new("_HID".into(), &"ACPI0004".to_owned());
@@ -172,12 +207,19 @@ fn vcpu(index: u8) -> Raw {
     )))
 }
 
-fn event_device(hotplug_vcpus: std::ops::Range<u8>) -> Raw {
+fn event_device(hotplug_vcpus: Range<u8>) -> Raw {
     let mut body = Bytes(Vec::new());
     // What is asked is taken away first, so that what comes meanwhile is seen at the next event.
     If::new(
         &Path::new("LOOK"),
-        vec![&Store::new(&Path::new("LOOK"), &0u8), &Notify::new(&Path::new("VIRT"), &BUS_CHECK)],
+        vec![
+            &Store::new(&Path::new("LOOK"), &0u8),
+            &If::new(
+                &Equal::new(&Path::new(LOADED), &0u8),
+                vec![&Store::new(&Path::new(LOADED), &1u8), &Load(FURTHER)],
+            ),
+            &Notify::new(&Path::new("VIRT"), &BUS_CHECK),
+        ],
     )
     .to_aml_bytes(&mut body);
     for index in hotplug_vcpus {

@@ -2,9 +2,12 @@
 //! ACPI's own. Hot-plug is told by a generic event device.
 //!
 //! ```text
-//!   RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT
+//!   RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT ┄┄▶ SSDT
 //!                └▶ MADT
 //! ```
+//! The SSDT has the slots that are free at boot. The guest's ACPI code loads it before the first hot-plug: Linux makes a
+//! device of whatever a table describes, present or not, which for all slots took a sixtieth of a boot.
+//!
 //! What is plugged is a page of the guest's memory that the host writes and the guest's ACPI code reads: reading it needs no
 //! exit, unlike registers. A guest that writes it confuses only itself.
 
@@ -39,6 +42,8 @@ pub(crate) struct Description {
     pub(crate) vcpus: u8,
     /// vCPUs at most.
     pub(crate) max_vcpus: u8,
+    /// The first virtio slots, which have devices at boot.
+    pub(crate) used_slots: u8,
     /// Virtio slots, used or not.
     pub(crate) slots: u8,
 }
@@ -49,6 +54,10 @@ struct Bytes(Vec<u8>);
 impl AmlSink for Bytes {
     fn byte(&mut self, byte: u8) {
         self.0.push(byte);
+    }
+
+    fn vec(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
     }
 }
 
@@ -68,7 +77,11 @@ pub(crate) fn build(description: Description) -> Option<Vec<u8>> {
         tables.resize(tables.len().next_multiple_of(ALIGNMENT), 0);
         address
     };
-    let dsdt = place(differentiated(description));
+    let further = table_of(*b"SSDT", &dsdt::further_slots(description));
+    let len = further.len() as u64;
+    let start = place(further);
+    let further = start..start + len;
+    let dsdt = place(table_of(*b"DSDT", &dsdt::definitions(description, further)));
     let fadt = place(bytes_of(&fixed(dsdt)));
     let madt = place(bytes_of(&interrupts(description)));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, REVISION);
@@ -84,9 +97,10 @@ pub(crate) fn build(description: Description) -> Option<Vec<u8>> {
 /// Tables begin at multiples of this.
 const ALIGNMENT: usize = 16;
 
-fn differentiated(description: Description) -> Vec<u8> {
-    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, REVISION);
-    table.append_slice(&dsdt::definitions(description));
+/// A table of AML.
+fn table_of(signature: [u8; 4], definitions: &[u8]) -> Vec<u8> {
+    let mut table = Sdt::new(signature, 36, 6, OEM, OEM_TABLE, REVISION);
+    table.append_slice(definitions);
     table.as_slice().to_vec()
 }
 
@@ -145,10 +159,10 @@ mod tests {
     proptest! {
         #[test]
         fn every_machine_has_tables_that_lead_to_each_other_and_add_up(
-            vcpus in 1..=MAX_VCPUS, more in 0..=MAX_VCPUS, slots in 0u8..=32
+            vcpus in 1..=MAX_VCPUS, more in 0..=MAX_VCPUS, slots in 0u8..=32, used in 0u8..=32
         ) {
             let max_vcpus = vcpus.saturating_add(more).min(MAX_VCPUS);
-            let all = build(Description { vcpus, max_vcpus, slots }).unwrap();
+            let all = build(Description { vcpus, max_vcpus, used_slots: used.min(slots), slots }).unwrap();
             prop_assert_eq!(&all[..8], b"RSD PTR ");
             prop_assert_eq!(sum(&all[..20]), 0);
             prop_assert_eq!(sum(&all[..36]), 0);
@@ -161,6 +175,21 @@ mod tests {
             prop_assert_eq!(madt.len(), 44 + 8 * usize::from(max_vcpus) + 12);
             let dsdt = table(&all, number(fadt, 140, 8));
             prop_assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
+            // The region that the guest loads the further slots from, as the DSDT names it.
+            let at = dsdt.windows(4).position(|name| name == b"FURT").unwrap();
+            let number_at = |at: usize| match dsdt[at] {
+                0x0a => (number(dsdt, at + 1, 1), at + 2),
+                0x0b => (number(dsdt, at + 1, 2), at + 3),
+                0x0c => (number(dsdt, at + 1, 4), at + 5),
+                other => panic!("no number: {other:#x}"),
+            };
+            prop_assert_eq!(dsdt[at + 4], 0, "memory");
+            let (address, next) = number_at(at + 5);
+            let (len, _) = number_at(next);
+            let ssdt = table(&all, address);
+            prop_assert_eq!((&ssdt[..4], sum(ssdt), ssdt.len() as u64), (&b"SSDT"[..], 0, len));
+            let slots_in = |table: &[u8]| table.windows(8).filter(|text| text == b"LNRO0005").count();
+            prop_assert_eq!((slots_in(dsdt), slots_in(ssdt)), (used.min(slots).into(), slots.saturating_sub(used).into()));
         }
     }
 

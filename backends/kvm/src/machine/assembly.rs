@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use stockade_hypervisor::MiB;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -23,7 +25,7 @@ use crate::memory::{HUGE_PAGE, Memory};
 use crate::power::{self, KeyboardReset, PowerRegisters};
 use crate::serial::{self, SerialConsole};
 use crate::vcpu::{Surroundings, Vcpu, write_tables};
-use crate::vm::Vm;
+use crate::vm::{EmptyVm, Vm};
 
 /// Everything of a machine but its vCPUs and devices.
 #[derive(Debug)]
@@ -50,21 +52,18 @@ pub(super) struct Assembled {
 /// Makes a machine that boots.
 pub(super) fn boot(kvm: OwnedFd, config: MachineConfig) -> Result<Assembled, MachineError> {
     let MachineConfig { size, kernel, initrd, cmdline, console, vcpu_hook, threads } = config;
-    let vm = make_vm(kvm, size)?;
-    let memory = vm.memory();
+    check_size(size)?;
     let regions = layout::boot_memory(size.memory);
     let low_end = regions.first().map_or(0, |low| low.end);
-    let loaded = loader::load(memory, low_end, &kernel, initrd.as_ref(), &cmdline)?;
+    let load = |memory: &Memory| Ok(loader::load(memory, low_end, &kernel, initrd.as_ref(), &cmdline)?);
+    let (vm, loaded) = make_vm(kvm, size, load)?;
 
-    let tables = acpi::build(acpi::Description { vcpus: size.vcpus, max_vcpus: size.max_vcpus, slots: slot_count() })
-        .ok_or(MachineError::Capability("room for the ACPI tables"))?;
     let map = memory_map(&regions);
     let header = loaded.header.as_deref();
     let params =
         BootParams { header, initrd: loaded.initrd, command_line_len: cmdline.len(), memory_map: &map }.to_page();
     let write = || -> Result<(), GuestMemoryError> {
         let guest = vm.guest_memory();
-        guest.write_slice(&tables, GuestAddress(ACPI_TABLES))?;
         guest.write_slice(&params, GuestAddress(BOOT_PARAMS))?;
         write_tables(guest)
     };
@@ -86,9 +85,8 @@ pub(super) fn boot(kvm: OwnedFd, config: MachineConfig) -> Result<Assembled, Mac
 pub(super) fn restore(kvm: OwnedFd, config: RestoreConfig) -> Result<Assembled, MachineError> {
     let RestoreConfig { state, memory, console, vcpu_hook, threads } = config;
     check(&state)?;
-    let vm = make_vm(kvm, state.size)?;
     let failed = |source| MachineError::Host { what: "map the saved memory", source };
-    vm.memory().read_from(&memory).map_err(failed)?;
+    let (vm, ()) = make_vm(kvm, state.size, |saved| saved.read_from(&memory).map_err(failed))?;
     vm.restore(&state.chips)?;
     let mut vcpus = Vec::new();
     for saved in &state.vcpus {
@@ -159,6 +157,14 @@ impl Parts {
         Ok(parts)
     }
 
+    /// Writes the tables that describe the machine to a guest that is to boot, with devices in the first `used` slots.
+    pub(super) fn describe(&self, used: u8) -> Result<(), MachineError> {
+        let Size { vcpus, max_vcpus, .. } = self.size;
+        let tables = acpi::build(acpi::Description { vcpus, max_vcpus, used_slots: used, slots: slot_count() })
+            .ok_or(MachineError::Capability("room for the ACPI tables"))?;
+        self.vm.guest_memory().write_slice(&tables, GuestAddress(ACPI_TABLES)).map_err(outside)
+    }
+
     /// Interrupts the guest to look at what the plug page says.
     pub(super) fn tell_guest(&self) -> Result<(), MachineError> {
         self.look.write(1).map_err(|source| MachineError::Host { what: "interrupt the guest", source })
@@ -193,20 +199,33 @@ fn slot_count() -> u8 {
     u8::try_from(SLOTS).unwrap_or(u8::MAX)
 }
 
-/// The virtual machine with memory of the right size.
-fn make_vm(kvm: OwnedFd, size: Size) -> Result<Arc<Vm>, MachineError> {
-    check_size(size)?;
-    let mut ranges = layout::boot_memory(size.memory);
-    ranges.push(layout::hotplug_memory(size.memory, size.hotplug_memory));
-    let failed = |source| MachineError::Host { what: "reserve the guest's memory", source };
-    let memory = Memory::reserve(&ranges).map_err(failed)?;
-    for range in ranges {
-        memory.advise_huge_pages(range, true);
-    }
-    // Some tables of the boot, and little else.
-    memory.advise_huge_pages(0..HUGE_PAGE, false);
-    let registers = RegisterPages::new(slot_count()).map_err(failed)?;
-    Vm::new(kvm, memory, registers).map(Arc::new)
+/// The virtual machine with memory of the right size, which `fill` fills, and what that returns.
+///
+/// KVM makes the machine meanwhile, on another thread: for the first machine of a host it waits for all processors.
+fn make_vm<T>(
+    kvm: OwnedFd,
+    size: Size,
+    fill: impl FnOnce(&Memory) -> Result<T, MachineError>,
+) -> Result<(Arc<Vm>, T), MachineError> {
+    let failed = |what| move |source| MachineError::Host { what, source };
+    thread::scope(|scope| {
+        let vm = thread::Builder::new()
+            .name("create-vm".to_owned())
+            .spawn_scoped(scope, || EmptyVm::new(kvm))
+            .map_err(failed("start a thread"))?;
+        let mut ranges = layout::boot_memory(size.memory);
+        ranges.push(layout::hotplug_memory(size.memory, size.hotplug_memory));
+        let memory = Memory::reserve(&ranges).map_err(failed("reserve the guest's memory"))?;
+        for range in ranges {
+            memory.advise_huge_pages(range, true);
+        }
+        // Some tables of the boot, and little else.
+        memory.advise_huge_pages(0..HUGE_PAGE, false);
+        let registers = RegisterPages::new(slot_count()).map_err(failed("reserve the guest's memory"))?;
+        let filled = fill(&memory)?;
+        let vm = vm.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok((Arc::new(vm.with(memory, registers)?), filled))
+    })
 }
 
 fn check_size(size: Size) -> Result<(), MachineError> {

@@ -152,7 +152,8 @@ impl Machine {
     /// Lets the vCPUs run (or wait, for a restored machine).
     ///
     /// # Errors
-    /// It was started before, a slot of the restored state is empty, or the host has no thread to give.
+    /// It was started before, a slot of the restored state is empty, the tables that describe the machine do not fit, or the
+    /// host has no thread to give.
     pub fn start(&mut self) -> Result<(), MachineError> {
         let resting = match self.phase {
             Phase::Made => false,
@@ -161,6 +162,9 @@ impl Machine {
         };
         if let Some(slot) = self.slots.missing() {
             return Err(MachineError::EmptySlot(slot));
+        }
+        if !resting {
+            self.parts.describe(self.slots.used())?;
         }
         self.cpus.start(&self.parts)?;
         self.phase = Phase::Paused;

@@ -130,6 +130,12 @@ impl Slots {
         Ok(transport)
     }
 
+    /// How many slots, counted from the first, have all that are in use.
+    pub(super) fn used(&self) -> u8 {
+        let last = self.slots.iter().rposition(|slot| !matches!(slot, Slot::Free));
+        last.and_then(|last| u8::try_from(last + 1).ok()).unwrap_or(0)
+    }
+
     /// The first free slot, or else the first that is free again.
     pub(super) fn free(&self) -> Result<SlotIndex, MachineError> {
         let first = |wanted: fn(&Slot) -> bool| self.slots.iter().position(wanted);

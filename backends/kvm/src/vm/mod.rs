@@ -62,9 +62,16 @@ pub(crate) struct Host {
     pub(crate) coalesced_ports: bool,
 }
 
-impl Vm {
-    /// Makes a virtual machine of `memory` and the `registers` of devices on the open /dev/kvm.
-    pub(crate) fn new(kvm: OwnedFd, memory: Memory, registers: RegisterPages) -> Result<Self, MachineError> {
+/// A virtual machine without memory.
+#[derive(Debug)]
+pub(crate) struct EmptyVm {
+    fd: VmFd,
+    host: Host,
+}
+
+impl EmptyVm {
+    /// Makes one on the open /dev/kvm.
+    pub(crate) fn new(kvm: OwnedFd) -> Result<Self, MachineError> {
         let kvm = sys::open(kvm);
         for (cap, what) in NEEDED {
             if !kvm.check_extension(cap) {
@@ -86,15 +93,22 @@ impl Vm {
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             coalesced_ports: kvm.check_extension(Cap::CoalescedPio),
         };
-        let fd = make(&kvm)?;
+        Ok(Self { fd: make(&kvm)?, host })
+    }
+
+    /// Gives it the `memory`, and the `registers` of devices.
+    pub(crate) fn with(self, memory: Memory, registers: RegisterPages) -> Result<Vm, MachineError> {
+        let Self { fd, host } = self;
         let regions = memory.regions().map(|(range, address)| (range, address, Access::Write));
         let pages = (registers.range(), registers.address(), Access::Read);
         for (slot, (range, address, access)) in (0..).zip(regions.chain([pages])) {
             sys::map(&fd, slot, &range, address, access).map_err(kvm_error("map the guest's memory"))?;
         }
-        Ok(Self { fd, memory, registers, host })
+        Ok(Vm { fd, memory, registers, host })
     }
+}
 
+impl Vm {
     /// The guest's memory.
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory

@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use acpi_tables::aml::{
-    BufferData, Device, EISAName, Else, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
-    If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, PackageBuilder, Path,
+    BufferData, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
+    Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, PackageBuilder, Path,
     ResourceTemplate, Return, Scope, Store,
 };
 use acpi_tables::madt::{EnabledStatus, ProcessorLocalApic};
@@ -17,8 +17,6 @@ use super::{Bytes, Description, bytes_of, plug};
 use crate::memory::layout::{EVENT_GSI, HOTPLUG_PAGE, SERIAL_GSI, VIRTIO_STRIDE, slot_gsi, slot_registers};
 use crate::{power, serial};
 
-/// Present, enabled, shown, working.
-const PRESENT: u8 = 0xf;
 /// The notification of a bus whose children may have changed.
 const BUS_CHECK: u8 = 0;
 
@@ -125,14 +123,9 @@ fn console() -> Raw {
     )))
 }
 
-/// A method that says "present" when the field `field` is not 0.
+/// A method that says what the field `field` does.
 fn status_from(field: &str) -> Raw {
-    Raw(bytes_of(&Method::new(
-        "_STA".into(),
-        0,
-        false,
-        vec![&If::new(&Path::new(field), vec![&Return::new(&PRESENT)]), &Else::new(vec![&Return::new(&0u8)])],
-    )))
+    Raw(bytes_of(&Method::new("_STA".into(), 0, false, vec![&Return::new(&Path::new(field))])))
 }
 
 /// What is needed to load the table that is at `further`.

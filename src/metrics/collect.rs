@@ -41,6 +41,7 @@ fn number(value: u64) -> f64 {
 }
 
 fn machine(families: &mut Families, labels: &Labels<'_>, metrics: &VmMetrics) {
+    devices(families, labels, metrics);
     let mut add = |name, kind, help, value| families.add(name, kind, help, labels, value);
     let seconds = number(metrics.cpu_ms) / 1000.0;
     add("stockade_vmm_cpu_seconds_total", Kind::Counter, "Processor time of the machine's processes.", seconds);
@@ -53,6 +54,21 @@ fn machine(families: &mut Families, labels: &Labels<'_>, metrics: &VmMetrics) {
     );
     add("stockade_vmm_vcpus", Kind::Gauge, "Virtual processors.", f64::from(metrics.vcpus));
     add("stockade_vmm_memory_bytes", Kind::Gauge, "Memory that the guest has.", number(metrics.memory_bytes));
+}
+
+/// The machine's devices, where the monitor tells of them.
+fn devices(families: &mut Families, labels: &Labels<'_>, metrics: &VmMetrics) {
+    if let Some(exits) = metrics.exits {
+        let help = "How often virtual processors have left the guest for the monitor.";
+        families.add("stockade_vmm_exits_total", Kind::Counter, help, labels, number(exits));
+    }
+    for device in &metrics.devices {
+        let labels = [labels, &[("device", device.device.as_str())]].concat();
+        let mut add = |name, help, value| families.add(name, Kind::Counter, help, &labels, number(value));
+        add("stockade_vmm_device_requests_total", "Requests of the guest.", device.requests);
+        add("stockade_vmm_device_errors_total", "Requests that failed or are not supported.", device.errors);
+        add("stockade_vmm_device_malformed_total", "Requests that make no sense.", device.malformed);
+    }
 }
 
 /// This process: what a sandbox costs beside its machine.

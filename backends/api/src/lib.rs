@@ -24,8 +24,8 @@ mod validate;
 
 pub use error::{HypervisorError, Operation};
 pub use types::{
-    AgentChannel, BootSource, Capabilities, ConsoleSink, DeviceConfig, DeviceId, ExitCause, KernelImage, MiB,
-    NetQueueFds, ProcessRole, ResizeRequest, Resized, ShareCache, StopDeadlines, VmConfig, VmExit, VmMetrics,
+    AgentChannel, BootSource, Capabilities, ConsoleSink, DeviceConfig, DeviceId, DeviceMetrics, ExitCause, KernelImage,
+    MiB, NetQueueFds, ProcessRole, ResizeRequest, Resized, ShareCache, StopDeadlines, VmConfig, VmExit, VmMetrics,
     VmProcess, VmState,
 };
 
@@ -86,7 +86,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Where the agent is reached. Valid from [`start`](Hypervisor::start) on.
     fn agent_channel(&self) -> Result<AgentChannel, HypervisorError>;
 
-    /// Counters of the machine's processes.
+    /// Counters of the machine's processes and devices.
     async fn metrics(&self) -> Result<VmMetrics, HypervisorError>;
 
     /// The host processes of the machine, the hypervisor first. Empty before the start and after the end.

@@ -323,7 +323,7 @@ pub struct VmProcess {
 }
 
 /// Counters of a machine's processes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmMetrics {
     /// Resident memory of all its processes in bytes, guest memory included where it is touched.
     pub resident_bytes: u64,
@@ -333,6 +333,23 @@ pub struct VmMetrics {
     pub vcpus: u32,
     /// Present guest memory in bytes.
     pub memory_bytes: u64,
+    /// How often vCPUs have left the guest for the monitor, where it tells.
+    pub exits: Option<u64>,
+    /// What each device has done, where the monitor tells; else empty.
+    pub devices: Vec<DeviceMetrics>,
+}
+
+/// What a device of a machine has counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMetrics {
+    /// The device, by the backend's name.
+    pub device: String,
+    /// Requests of the guest.
+    pub requests: u64,
+    /// Requests that failed on the host, or that the device does not support.
+    pub errors: u64,
+    /// Requests that make no sense: no driver sends any.
+    pub malformed: u64,
 }
 
 /// The time that each rung of the stop ladder gets.

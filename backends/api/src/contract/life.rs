@@ -222,6 +222,8 @@ pub(super) async fn processes_and_metrics_are_those_of_the_run(fixture: &dyn Fix
     let metrics = within(vm.metrics()).await.expect("a running machine has counters");
     assert_eq!((metrics.vcpus, metrics.memory_bytes), (vcpus, memory.bytes()));
     assert_eq!(metrics.resident_bytes > 0, fixture.has_processes());
+    assert_eq!(metrics.exits.is_some(), !metrics.devices.is_empty(), "{metrics:?}");
+    assert!(metrics.devices.iter().all(|device| (device.errors, device.malformed) == (0, 0)), "{metrics:?}");
     finish(vm.as_ref(), &processes).await;
 }
 

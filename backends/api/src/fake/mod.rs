@@ -351,10 +351,9 @@ impl Hypervisor for FakeHypervisor {
         let machine = self.machine();
         machine.state.check(Operation::Metrics)?;
         Ok(VmMetrics {
-            resident_bytes: 0,
-            cpu_ms: 0,
             vcpus: machine.present.vcpus,
             memory_bytes: machine.present.memory.bytes(),
+            ..VmMetrics::default()
         })
     }
 

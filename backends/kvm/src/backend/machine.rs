@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use stockade_hypervisor::{
-    AgentChannel, Capabilities, DeviceConfig, DeviceId, Hypervisor, HypervisorError, MiB, Operation, ResizeRequest,
-    Resized, Snapshots, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
+    AgentChannel, Capabilities, DeviceConfig, DeviceId, DeviceMetrics, Hypervisor, HypervisorError, MiB, Operation,
+    ResizeRequest, Resized, Snapshots, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
 };
 use stockade_machine_process::devices::{Device, Table};
 use stockade_machine_process::life::Life;
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::launch::{self, Launched, Source, hotplug_memory};
 use super::{KvmOptions, NAME, capabilities, devices, exit};
 use crate::control::{Added, Answer, Client, ClientError, Disk, Network, Request, bounded};
-use crate::machine::{MAX_MEMORY, MAX_VCPUS};
+use crate::machine::{MAX_MEMORY, MAX_VCPUS, SLOTS};
 
 /// How long the end of a machine whose process broke off is waited for, to name it.
 const END_WAIT: Duration = Duration::from_secs(4);
@@ -336,15 +336,35 @@ impl Hypervisor for Kvm {
         let running = life.running(operation)?;
         let present = life.machine().present;
         let pid = running.process.pid();
-        match usage::usage(pid) {
-            Ok((cpu_ms, resident_bytes)) => {
-                Ok(VmMetrics { resident_bytes, cpu_ms, vcpus: present.vcpus, memory_bytes: present.memory.bytes() })
-            }
+        let (cpu_ms, resident_bytes) = match usage::usage(pid) {
+            Ok(usage) => usage,
             Err(e) => {
                 let error = HypervisorError::host(operation, format!("read /proc/{pid}/stat"), e);
-                Err(life.explain(operation, error).await)
+                return Err(life.explain(operation, error).await);
             }
-        }
+        };
+        let counters = match self.shared.ask(&running, operation, Request::Counters, &[]).await? {
+            Answer::Counters(counters) => *counters,
+            other => {
+                let message = bounded(&format!("a question for counters was answered by {other:?}"));
+                return Err(HypervisorError::Refused { operation, message });
+            }
+        };
+        // The process is not trusted with what is kept of its answer.
+        let of_device = |(device, [requests, errors, malformed]): (String, [u64; 3])| DeviceMetrics {
+            device: bounded(&device),
+            requests,
+            errors,
+            malformed,
+        };
+        Ok(VmMetrics {
+            resident_bytes,
+            cpu_ms,
+            vcpus: present.vcpus,
+            memory_bytes: present.memory.bytes(),
+            exits: Some(counters.exits),
+            devices: counters.devices.into_iter().take(SLOTS).map(of_device).collect(),
+        })
     }
 
     fn processes(&self) -> Vec<VmProcess> {

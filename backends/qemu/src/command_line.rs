@@ -105,8 +105,9 @@ fn kernel_command_line(options: &QemuOptions, parts: &Parts<'_>) -> String {
     if !options.debug {
         params.push("quiet");
     }
-    // Without it a guest on microvm finds a clock by luck: the timer that it would measure by has no gate there, and where
-    // it finds none the kernel hangs.
+    // A guest that measures the rate by a timer while it waits for a processor believes in one that is wrong by any factor,
+    // and so does its clock, in which every time limit passes too early or too late. On microvm, where that timer has no
+    // gate, it finds one by luck, and where it finds none the kernel hangs.
     let tsc = parts.tsc_khz.map(|khz| format!("tsc_early_khz={khz}"));
     params.extend(tsc.as_deref());
     params.into_iter().chain(parts.config.kernel_params.iter().map(String::as_str)).collect::<Vec<_>>().join(" ")

@@ -84,10 +84,10 @@ impl Shared {
         };
         let launched = match checked {
             Ok(()) => {
-                let tsc_khz = match (self.acceleration, self.options.machine_type) {
-                    (Acceleration::Tcg, MachineType::Microvm) => Some(self.tsc.khz().await),
-                    // The hypervisor tells it, or the board has timers to measure it by.
-                    _ => None,
+                let tsc_khz = match self.acceleration {
+                    Acceleration::Tcg => Some(self.tsc.khz().await),
+                    // The hypervisor tells it.
+                    Acceleration::Kvm => None,
                 };
                 let host = Host { acceleration: self.acceleration, tsc_khz };
                 let cancel = self.life.cancelled();

@@ -1,5 +1,5 @@
-//! How fast the host's time stamp counter runs. Under TCG the guest reads the same counter, and on a board without a
-//! timer to measure it by it must be told.
+//! How fast the host's time stamp counter runs. Under TCG the guest reads the same counter and must be told: it would
+//! measure it by a timer, and a guest that waits for a processor meanwhile finds a rate that is wrong by any factor.
 
 use crate::sys;
 use nix::time::{ClockId, clock_gettime};

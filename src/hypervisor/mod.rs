@@ -13,9 +13,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use stockade_config::{Backend, Config, HypervisorChoice, ImageRoot, guest_kernel_params};
+use stockade_config::{Accelerator, Backend, Config, HypervisorChoice, ImageRoot, guest_kernel_params};
 use stockade_hypervisor::{BootSource, ConsoleSink, Hypervisor, HypervisorError, KernelImage, MiB, VmConfig};
-use stockade_machine_process::probe::{KvmProbe, kvm_probe};
+use stockade_machine_process::probe::{KvmProbe, known_kvm_probe, kvm_probe};
 
 /// A backend, and why it was chosen.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -27,14 +27,15 @@ pub struct ChosenBackend {
 }
 
 /// Makes machines.
+#[async_trait::async_trait]
 pub trait Backends: fmt::Debug + Send + Sync {
-    /// The backend that a choice means on this host. Blocks for a probe of the host, a millisecond or so.
+    /// The backend that a choice means on this host; waits for a probe of the host where one is needed.
     ///
     /// # Errors
     /// None of it can run here; says why.
-    fn choose(&self, choice: HypervisorChoice) -> Result<ChosenBackend, OpError>;
+    async fn choose(&self, choice: HypervisorChoice) -> Result<ChosenBackend, OpError>;
 
-    /// A new machine. Blocks likewise.
+    /// A new machine. Blocks for a probe of the host, a millisecond or so.
     ///
     /// # Errors
     /// The configuration cannot be used.
@@ -48,15 +49,16 @@ pub struct BuiltIn {
     pub executable: PathBuf,
 }
 
+#[async_trait::async_trait]
 impl Backends for BuiltIn {
-    fn choose(&self, choice: HypervisorChoice) -> Result<ChosenBackend, OpError> {
+    async fn choose(&self, choice: HypervisorChoice) -> Result<ChosenBackend, OpError> {
         match choice {
             HypervisorChoice::Qemu => {
                 Ok(ChosenBackend { backend: Backend::Qemu, reason: "[runtime] hypervisor = \"qemu\"".into() })
             }
-            HypervisorChoice::Auto => Ok(automatic(&kvm_probe())),
+            HypervisorChoice::Auto => Ok(automatic(&probed().await?)),
             HypervisorChoice::Kvm => {
-                let probe = kvm_probe();
+                let probe = probed().await?;
                 if !probe.usable {
                     return Err(OpError::new(ErrorKind::InvalidArgument, kvm::refusal(&probe)));
                 }
@@ -70,6 +72,26 @@ impl Backends for BuiltIn {
             Backend::Qemu => Ok(qemu::make(config, &self.executable)?),
             Backend::Kvm => Ok(kvm::make(config, &self.executable)?),
         }
+    }
+}
+
+/// What the probe of KVM finds, on a thread that may block unless it is known.
+async fn probed() -> Result<KvmProbe, OpError> {
+    match known_kvm_probe() {
+        Some(known) => Ok(known),
+        None => tokio::task::spawn_blocking(kvm_probe)
+            .await
+            .map_err(|error| OpError::internal("cannot choose a hypervisor", error)),
+    }
+}
+
+/// Probes KVM ahead of the first sandbox, on a thread of its own, unless QEMU is to emulate a processor in any case.
+pub fn look_ahead(config: &Config) {
+    let runtime = &config.runtime;
+    let emulated = config.hypervisor.qemu.accelerator == Accelerator::Tcg;
+    if runtime.hypervisor != HypervisorChoice::Qemu || !emulated {
+        // Whoever needs it and does not find it known probes again.
+        _ = std::thread::Builder::new().name("kvm-probe".to_owned()).spawn(kvm_probe);
     }
 }
 

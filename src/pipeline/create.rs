@@ -538,9 +538,7 @@ impl super::Step for Configure<'_> {
         let loaded = &self.facilities.config;
         let refused = |error| OpError::because(ErrorKind::InvalidArgument, "cannot use the annotations", error);
         let choice = chosen_hypervisor(loaded, &self.bundle.annotations).map_err(refused)?;
-        let backends = Arc::clone(&self.facilities.backends);
-        let chosen = tokio::task::spawn_blocking(move || backends.choose(choice)).await;
-        let backend = chosen.map_err(|error| OpError::internal("cannot choose a hypervisor", error))??;
+        let backend = self.facilities.backends.choose(choice).await?;
         let config = apply_annotations(loaded, backend.backend, &self.bundle.annotations).map_err(refused)?.config;
         if self.bundle.network == NetworkRequest::Host && !config.runtime.disable_new_netns {
             let what = "host networking is not supported: config.json lists no network namespace; add one to \

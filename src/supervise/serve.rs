@@ -59,6 +59,7 @@ pub fn run(startup: Startup, answer: OwnedFd) -> ExitCode {
     };
     if tell(&StartupAnswer::Ready) {
         drop(answer);
+        crate::hypervisor::look_ahead(&startup.config.config);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "the supervisor is ready");
         for (key, origin) in startup.config.without_effect() {
             tracing::warn!("the option {key} ({origin}) has no effect in this version");

@@ -62,8 +62,9 @@ impl FakeBackends {
     }
 }
 
+#[async_trait::async_trait]
 impl Backends for FakeBackends {
-    fn choose(&self, _: HypervisorChoice) -> Result<ChosenBackend, OpError> {
+    async fn choose(&self, _: HypervisorChoice) -> Result<ChosenBackend, OpError> {
         Ok(ChosenBackend { backend: Backend::Qemu, reason: "a test".into() })
     }
 

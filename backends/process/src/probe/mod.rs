@@ -8,7 +8,7 @@
 
 mod sys;
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// What the probe found.
@@ -58,6 +58,10 @@ impl Outcome {
         Self::OtherExit,
     ];
 
+    fn as_probe(self) -> KvmProbe {
+        KvmProbe { usable: self == Self::Usable, reason: self.reason().to_owned() }
+    }
+
     fn reason(self) -> &'static str {
         match self {
             Self::Usable => "/dev/kvm runs stock guests",
@@ -78,26 +82,31 @@ impl Outcome {
     }
 }
 
-/// Runs the probe; takes about a millisecond, at most [`LIMIT`]. Blocks. What it found is remembered for the process's
-/// life; that it could not find out is not.
-pub fn kvm_probe() -> KvmProbe {
-    static FOUND: OnceLock<Outcome> = OnceLock::new();
-    let unknown = |reason| KvmProbe { usable: false, reason };
-    let outcome = match FOUND.get() {
-        Some(found) => *found,
-        None => match sys::in_child(LIMIT) {
-            Ok(Some(status)) => match Outcome::ALL.into_iter().find(|outcome| *outcome as i32 == status) {
-                Some(outcome) => *FOUND.get_or_init(|| outcome),
-                None => return unknown(format!("the probe of /dev/kvm ended with status {status}")),
-            },
-            Ok(None) => {
-                return unknown(format!("/dev/kvm did not run two instructions within {} s", LIMIT.as_secs()));
-            }
-            Err(e) => return unknown(format!("cannot probe /dev/kvm: {e}")),
-        },
-    };
-    KvmProbe { usable: outcome == Outcome::Usable, reason: outcome.reason().to_owned() }
+/// What the probe found, where that is known already. Does not block.
+pub fn known_kvm_probe() -> Option<KvmProbe> {
+    FOUND.get().map(|found| found.as_probe())
 }
+
+/// Runs the probe; takes about a millisecond, at most [`LIMIT`]. Blocks. What it found is remembered for the process's
+/// life; that it could not find out is not. Of several callers at once, one probes and the others wait for what it finds.
+pub fn kvm_probe() -> KvmProbe {
+    static PROBING: Mutex<()> = Mutex::new(());
+    let _turn = PROBING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = known_kvm_probe() {
+        return known;
+    }
+    let unknown = |reason| KvmProbe { usable: false, reason };
+    match sys::in_child(LIMIT) {
+        Ok(Some(status)) => match Outcome::ALL.into_iter().find(|outcome| *outcome as i32 == status) {
+            Some(outcome) => FOUND.get_or_init(|| outcome).as_probe(),
+            None => unknown(format!("the probe of /dev/kvm ended with status {status}")),
+        },
+        Ok(None) => unknown(format!("/dev/kvm did not run two instructions within {} s", LIMIT.as_secs())),
+        Err(e) => unknown(format!("cannot probe /dev/kvm: {e}")),
+    }
+}
+
+static FOUND: OnceLock<Outcome> = OnceLock::new();
 
 #[cfg(test)]
 mod tests {

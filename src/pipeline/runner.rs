@@ -67,6 +67,9 @@ impl Runner {
         if self.cancel.is_cancelled() {
             return Err(fail(cancelled()));
         }
+        if Instant::now() >= self.deadline {
+            return Err(fail(late()));
+        }
         let span = tracing::info_span!("step", name = S::NAME);
         self.timeline.enter(S::NAME);
         let result = self.bounded(step, undo).instrument(span.clone()).await;
@@ -84,25 +87,26 @@ impl Runner {
         result.map_err(fail)
     }
 
+    /// The step comes before the timer: one that has nothing to wait for sets none, and setting one wakes another thread.
     async fn bounded<S: Step>(&self, step: S, undo: &mut UndoStack) -> Result<S::Output, OpError> {
         match S::ABANDON {
             Abandon::AtOnce => tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Err(cancelled()),
-                () = tokio::time::sleep_until(self.deadline) => Err(late()),
                 result = step.run(undo) => result,
+                () = tokio::time::sleep_until(self.deadline) => Err(late()),
             },
             Abandon::Cooperatively => {
                 let work = step.run(undo);
                 tokio::pin!(work);
                 tokio::select! {
                     biased;
+                    result = &mut work => if self.cancel.is_cancelled() { Err(cancelled()) } else { result },
                     () = tokio::time::sleep_until(self.deadline) => {
                         self.cancel.cancel();
                         let _ = work.await;
                         Err(late())
                     }
-                    result = &mut work => if self.cancel.is_cancelled() { Err(cancelled()) } else { result },
                 }
             }
         }
@@ -159,6 +163,12 @@ mod tests {
     async fn a_step_that_never_ends_is_abandoned_when_the_deadline_passes() {
         let failure = runner().run(Forever, &mut stack()).await.unwrap_err();
         assert_eq!((failure.step, failure.cause.kind()), ("forever", ErrorKind::DeadlineExceeded));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_deadline_no_step_is_begun() {
+        let runner = Runner { deadline: Instant::now(), ..runner() };
+        assert_eq!(runner.run(Quick, &mut stack()).await.unwrap_err().cause.kind(), ErrorKind::DeadlineExceeded);
     }
 
     #[tokio::test]

@@ -34,16 +34,19 @@ fn a_container_is_created_started_ends_and_is_deleted() {
         assert_eq!(sandbox.delete(&id).await.unwrap().unwrap().status, 7);
         assert_eq!(*sandbox.state.borrow(), SandboxState::Gone);
         assert_eq!(sandbox.backends.control().calls(), [Operation::Prepare, Operation::Start, Operation::Stop]);
+        let mut calls = sandbox.agent.calls();
+        // These are asked at once.
+        calls[..3].sort();
         let expected = [
-            "version".to_owned(),
+            "create_sandbox".to_owned(),
             "set_guest_date_time".into(),
-            "create_sandbox".into(),
+            "version".into(),
             format!("create_container {id}"),
             format!("start_container {id}"),
             format!("remove_container {id}"),
             "destroy_sandbox".into(),
         ];
-        assert_eq!(sandbox.agent.calls(), expected);
+        assert_eq!(calls, expected);
         drop(container);
         sandbox.leaves_nothing("a whole life").await;
     });

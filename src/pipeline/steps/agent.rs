@@ -52,15 +52,17 @@ impl Step for ConnectAgent {
             dialled = dial(&channel, AGENT_PORT, self.agent.dial_timeout, limit) => dialled,
         };
         let agent = AgentClient::new(dialled?, self.agent.request_timeout, self.agent.create_container_timeout);
-        let version = agent.version().await?;
         let record = UndoRecord::Live { what: "let the guest end its sandbox".into() };
         let limit = self.machine.stop_timeout;
         undo.push_live(record, EndGuest { agent: agent.clone(), hypervisor: self.hypervisor.clone(), limit })?;
-        let (clock, created) = tokio::join!(agent.set_clock(), agent.create_sandbox(self.sandbox));
-        if let Err(error) = clock {
-            tracing::warn!(error = error.one_line(), "the guest's clock is not set");
-        }
-        created?;
+        // All at once: none needs another's answer, and each answer comes a journey to the guest and back later.
+        let clock = async {
+            if let Err(error) = agent.set_clock().await {
+                tracing::warn!(error = error.one_line(), "the guest's clock is not set");
+            }
+            Ok(())
+        };
+        let (version, (), ()) = tokio::try_join!(agent.version(), clock, agent.create_sandbox(self.sandbox))?;
         Ok(GuestReady { agent, version: version.agent_version })
     }
 }

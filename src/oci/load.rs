@@ -47,8 +47,11 @@ pub fn load_process(path: &Path) -> Result<Process, OciError> {
 
 fn read(path: &Path) -> Result<Vec<u8>, OciError> {
     let failed = |source| OciError::Read { path: path.to_owned(), source };
-    let mut text = Vec::new();
-    File::open(path).map_err(failed)?.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
+    let file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len().min(MAX_CONFIG_BYTES);
+    // What is told of its length is no promise, so it is read to its end all the same.
+    let mut text = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
+    file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_CONFIG_BYTES {
         return Err(OciError::TooLarge { path: path.to_owned() });
     }
@@ -61,6 +64,10 @@ fn parse<T: DeserializeOwned>(
     path: &Path,
     modernise: impl FnOnce(&mut Value) -> bool,
 ) -> Result<T, OciError> {
+    if let Ok(parsed) = serde_json::from_slice(text) {
+        return Ok(parsed);
+    }
+    // Once more, for the field at fault: to keep track of it takes as long as parsing does.
     let mut reader = serde_json::Deserializer::from_slice(text);
     let first = serde_path_to_error::deserialize(&mut reader)
         .map_err(|error| (error.path().to_string(), error.into_inner()))

@@ -26,6 +26,11 @@ impl Hierarchy {
         self.name.split(',').any(|controller| controller == "cpuset")
     }
 
+    /// Whether it is version 1's of memory.
+    pub(super) fn has_memory(&self) -> bool {
+        self.name.split(',').any(|controller| controller == "memory")
+    }
+
     /// Whether systemd keeps its units here.
     pub(super) fn is_systemds(&self) -> bool {
         self.is_unified() || self.name == "name=systemd"

@@ -16,8 +16,8 @@ const ATTEMPTS: usize = 16;
 /// How long systemd may take to make a scope's directory.
 const SCOPE_WITHIN: Duration = Duration::from_secs(5);
 
-/// A group that has one of these counts memory: version 2's, version 1's.
-const MEMORY_FILES: [&str; 2] = ["memory.current", "memory.usage_in_bytes"];
+/// A group of version 2 that has it counts memory.
+const MEMORY_FILE: &str = "memory.current";
 
 /// What [`SandboxCgroup::plan`] would make.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct CgroupPlan {
 pub struct SandboxCgroup {
     /// Where processes go.
     leaves: Vec<PathBuf>,
+    /// Those that count memory.
+    memory: Vec<PathBuf>,
     /// What we made, outermost first.
     made: Vec<PathBuf>,
 }
@@ -58,9 +60,8 @@ impl SandboxCgroup {
 
     /// `cgroup.procs`, open for writing, where memory is counted.
     pub fn memory_procs(&self) -> Vec<File> {
-        let counts = |leaf: &&PathBuf| MEMORY_FILES.iter().any(|name| leaf.join(name).exists());
         let open = |leaf: &PathBuf| File::options().write(true).open(leaf.join("cgroup.procs")).ok();
-        self.leaves.iter().filter(counts).filter_map(open).collect()
+        self.memory.iter().filter_map(open).collect()
     }
 
     /// Puts a process, with its threads, into the group, where it is not yet. A hierarchy of version 1 that refuses it is
@@ -165,14 +166,17 @@ impl CgroupPlan {
                 let leaf = slice_directory(slice).join(unit);
                 let leaves = self.hierarchies.iter().map(|hierarchy| hierarchy.mount_point.join(&leaf)).collect();
                 let leaves = wait_for_any(leaves, unit)?;
-                Ok(Some(SandboxCgroup { leaves, made: self.directories }))
+                let counts = |hierarchy: &&Hierarchy| counts_memory(hierarchy, &hierarchy.mount_point.join(&leaf));
+                let memory =
+                    self.hierarchies.iter().filter(counts).map(|found| found.mount_point.join(&leaf)).collect();
+                Ok(Some(SandboxCgroup { leaves, memory, made: self.directories }))
             }
             Place::Directory { path, explicit } => self.make(path, *explicit),
         }
     }
 
     fn make(&self, path: &Path, explicit: bool) -> Result<Option<SandboxCgroup>, CgroupError> {
-        let mut leaves = Vec::new();
+        let (mut leaves, mut memory) = (Vec::new(), Vec::new());
         let mut refused = None;
         for hierarchy in &self.hierarchies {
             let leaf = hierarchy.mount_point.join(path);
@@ -180,6 +184,9 @@ impl CgroupPlan {
                 Ok(()) => {
                     if hierarchy.is_unified() {
                         hand_out_controllers(&hierarchy.mount_point, &leaf);
+                    }
+                    if counts_memory(hierarchy, &leaf) {
+                        memory.push(leaf.clone());
                     }
                     leaves.push(leaf);
                 }
@@ -201,8 +208,13 @@ impl CgroupPlan {
         }
         let made =
             self.directories.iter().filter(|made| leaves.iter().any(|leaf| leaf.starts_with(made))).cloned().collect();
-        Ok(Some(SandboxCgroup { leaves, made }))
+        Ok(Some(SandboxCgroup { leaves, memory, made }))
     }
+}
+
+/// Whether the group `leaf` of `hierarchy` counts memory.
+fn counts_memory(hierarchy: &Hierarchy, leaf: &Path) -> bool {
+    hierarchy.has_memory() || (hierarchy.is_unified() && leaf.join(MEMORY_FILE).exists())
 }
 
 /// Those of `path`'s directories below `mount_point` that are not there, outermost first. Our own parent counts as not

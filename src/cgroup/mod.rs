@@ -2,7 +2,8 @@
 //! limits hold in the guest, so none is set here.
 //!
 //! ```text
-//! plan (names the directories that it will make) --journal--> create --> add_process ... --> remove
+//! place (is it allowed?) --> plan (names the directories that it will make) --journal--> create
+//!   --> add_process ... --> remove
 //! ```
 //! Version 2 has one directory; version 1, and a host with both, one per mounted hierarchy. A hierarchy that we may not
 //! write to is skipped.
@@ -16,7 +17,7 @@ mod systemd;
 
 pub use error::CgroupError;
 pub use remove::remove_directories;
-pub use sandbox::{CgroupPlan, SandboxCgroup};
+pub use sandbox::{CgroupPlace, CgroupPlan, SandboxCgroup};
 
 /// Whether the host has control groups of version 2 alone, so that its tools read counters of that kind.
 pub fn is_version_2() -> bool {

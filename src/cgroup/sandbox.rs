@@ -19,7 +19,14 @@ const SCOPE_WITHIN: Duration = Duration::from_secs(5);
 /// A group of version 2 that has it counts memory.
 const MEMORY_FILE: &str = "memory.current";
 
-/// What [`SandboxCgroup::plan`] would make.
+/// Where a sandbox's group goes, by its bundle.
+#[derive(Debug)]
+pub struct CgroupPlace {
+    place: Place,
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// What [`CgroupPlan::create`] would make.
 #[derive(Debug)]
 pub struct CgroupPlan {
     place: Place,
@@ -44,8 +51,8 @@ impl SandboxCgroup {
     ///
     /// # Errors
     /// A path that is not allowed or of the wrong form; the host's mounts cannot be read.
-    pub fn plan(id: &str, given: Option<&Path>, systemd: bool) -> Result<CgroupPlan, CgroupError> {
-        CgroupPlan::new(Place::parse(id, given, systemd)?, hierarchy::mounted()?)
+    pub fn place(id: &str, given: Option<&Path>, systemd: bool) -> Result<CgroupPlace, CgroupError> {
+        Ok(CgroupPlace { place: Place::parse(id, given, systemd)?, hierarchies: hierarchy::mounted()? })
     }
 
     /// What we made, outermost first.
@@ -132,8 +139,10 @@ fn join(leaf: &Path, pid: i32) -> io::Result<()> {
     fs::write(leaf.join("cgroup.procs"), pid.to_string())
 }
 
-impl CgroupPlan {
-    fn new(place: Place, mut hierarchies: Vec<Hierarchy>) -> Result<Self, CgroupError> {
+impl CgroupPlace {
+    /// Looks which of its directories are not there. Blocks for a look at each.
+    pub fn plan(self) -> CgroupPlan {
+        let Self { place, mut hierarchies } = self;
         let mut directories = Vec::new();
         match &place {
             Place::Directory { path, .. } => {
@@ -147,9 +156,11 @@ impl CgroupPlan {
                 directories.extend(hierarchies.iter().map(|hierarchy| hierarchy.mount_point.join(&path)));
             }
         }
-        Ok(Self { place, hierarchies, directories })
+        CgroupPlan { place, hierarchies, directories }
     }
+}
 
+impl CgroupPlan {
     /// The directories that will be made, outermost first: to be written down before [`Self::create`].
     pub fn directories(&self) -> &[PathBuf] {
         &self.directories

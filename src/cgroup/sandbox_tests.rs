@@ -29,7 +29,7 @@ fn a_plan_names_only_what_is_not_there_and_our_own_parent() {
     fs::create_dir_all(root.path().join("memory/pods")).expect("made");
     fs::create_dir_all(root.path().join("unified/stockade")).expect("made");
     let names = |place| {
-        let plan = CgroupPlan::new(place, hierarchies.clone()).expect("planned");
+        let plan = CgroupPlace { place, hierarchies: hierarchies.clone() }.plan();
         let relative = plan.directories().iter().map(|path| path.strip_prefix(root.path()).expect("below").to_owned());
         relative.map(|path| path.display().to_string()).collect::<Vec<_>>()
     };
@@ -49,13 +49,14 @@ fn a_hierarchy_that_cannot_be_written_is_skipped_and_leaves_nothing() {
     // A file where a directory should be refuses every directory, also root's.
     let bad = Hierarchy { name: "cpu".to_owned(), mount_point: root.path().join("cpu") };
     fs::write(&bad.mount_point, "").expect("made");
-    let plan = CgroupPlan::new(directory("a/c1", true), vec![bad.clone(), good.clone()]).expect("planned");
+    let plan = CgroupPlace { place: directory("a/c1", true), hierarchies: vec![bad.clone(), good.clone()] }.plan();
     let group = plan.create().expect("made").expect("one hierarchy works");
     assert_eq!(group.directories(), [good.mount_point.join("a"), good.mount_point.join("a/c1")]);
     group.remove().expect("removed");
     assert!(!good.mount_point.join("a").exists());
 
-    let none = |explicit| CgroupPlan::new(directory("a/c1", explicit), vec![bad.clone()]).expect("planned").create();
+    let none =
+        |explicit| CgroupPlace { place: directory("a/c1", explicit), hierarchies: vec![bad.clone()] }.plan().create();
     assert_eq!(none(false).expect("no error when nobody asked"), None);
     let error = none(true).expect_err("asked for");
     assert_eq!(error.to_string(), "control group \"/a/c1\" cannot be made in any hierarchy");
@@ -78,7 +79,7 @@ fn a_cpuset_group_of_version_1_gets_its_parents_lists() {
 #[test]
 fn a_real_group_takes_processes_and_goes_without_a_trace() {
     let id = format!("test-{}-real", std::process::id());
-    let plan = SandboxCgroup::plan(&id, None, false).expect("planned");
+    let plan = SandboxCgroup::place(&id, None, false).expect("allowed").plan();
     let Some(group) = plan.create().expect("made") else { return };
     let mut child = sleeper();
     let pid = child.id().cast_signed();
@@ -96,7 +97,7 @@ fn a_real_group_takes_processes_and_goes_without_a_trace() {
 #[test]
 fn a_group_has_all_controllers_of_its_host_and_counts_memory() {
     let path = PathBuf::from(format!("/test-{}-controllers/inner/leaf", std::process::id()));
-    let plan = SandboxCgroup::plan("unused", Some(&path), false).expect("planned");
+    let plan = SandboxCgroup::place("unused", Some(&path), false).expect("allowed").plan();
     let mounts = plan.hierarchies.clone();
     // Where no control group can be made at all, an explicit path is an error.
     let Ok(Some(group)) = plan.create() else { return };
@@ -115,7 +116,9 @@ fn a_group_has_all_controllers_of_its_host_and_counts_memory() {
 #[test]
 fn removal_waits_for_the_last_process_to_end() {
     let id = format!("test-{}-wait", std::process::id());
-    let Some(group) = SandboxCgroup::plan(&id, None, false).expect("planned").create().expect("made") else { return };
+    let Some(group) = SandboxCgroup::place(&id, None, false).expect("allowed").plan().create().expect("made") else {
+        return;
+    };
     let mut child = sleeper();
     group.add_process(child.id().cast_signed()).expect("joined");
     let removing = std::thread::spawn({
@@ -134,7 +137,7 @@ fn many_sandboxes_at_once_make_and_remove_the_same_parent() {
     let work = |number: usize| {
         for round in 0..5 {
             let path = PathBuf::from(format!("/{parent}/c{number}-{round}"));
-            let plan = SandboxCgroup::plan("unused", Some(&path), false).expect("planned");
+            let plan = SandboxCgroup::place("unused", Some(&path), false).expect("allowed").plan();
             // Where no control group can be made at all, an explicit path is an error.
             let Ok(Some(group)) = plan.create() else { return };
             group.remove().expect("removed");

@@ -1,8 +1,8 @@
 //! The creation of a sandbox with its first container, and of a further container: which steps, in which order.
 
 use super::steps::{
-    AskFactory, BeginCgroup, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks, GuestReady,
-    JoinCgroup, Machine, MachineBegun, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, RescanNetwork,
+    AskFactory, BeginCgroup, BeginJoin, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks,
+    GuestReady, Machine, MachineBegun, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, RescanNetwork,
     ReserveId, ResolveRootfs, SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
 };
 use super::{Runner, SharedJournal, StepFailure, UndoFailure, UndoStack};
@@ -174,8 +174,9 @@ pub async fn create_sandbox(
     runner: Runner,
 ) -> Result<(CreatedSandbox, CreatedContainer), OpError> {
     let mut sandbox_undo = UndoStack::new(journal.clone());
-    let mut container_undo = UndoStack::new(journal);
-    let steps = sandbox_steps(&facilities, &id, request, &runner, &mut sandbox_undo, &mut container_undo).await;
+    let mut container_undo = UndoStack::new(journal.clone());
+    let steps =
+        sandbox_steps(&facilities, &id, journal, request, &runner, &mut sandbox_undo, &mut container_undo).await;
     match steps {
         Ok((sandbox, container)) => Ok((sandbox.with(sandbox_undo), container.with(container_undo))),
         Err(failure) => {
@@ -252,6 +253,7 @@ impl ContainerDraft {
 async fn sandbox_steps(
     facilities: &Arc<Facilities>,
     id: &SandboxId,
+    journal: SharedJournal,
     request: CreateRequest,
     runner: &Runner,
     sandbox_undo: &mut UndoStack,
@@ -269,19 +271,6 @@ async fn sandbox_steps(
     let bundle = runner.run(read, container_undo).await?;
     let (config, backend, begun_machine) =
         runner.run(Configure { facilities, bundle: &bundle }, container_undo).await?;
-    let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
-    let reserved = runner.run(reserve, container_undo).await?;
-    let stdio = runner.run(open_stdio(facilities, &request), container_undo).await?;
-    let resolve =
-        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
-    let rootfs = runner.run(resolve, container_undo).await?;
-    let factory = &config.factory;
-    let ask = AskFactory {
-        factory: facilities.factory.clone(),
-        template: factory.enable_template,
-        cache: factory.vm_cache_number,
-    };
-    let acquired = runner.run(ask, sandbox_undo).await?;
     let joined = match &bundle.network {
         NetworkRequest::Join(path) => Some(path.clone()),
         NetworkRequest::Create | NetworkRequest::Host => None,
@@ -298,8 +287,23 @@ async fn sandbox_steps(
         id: id.to_string(),
         path: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()),
         systemd: request.systemd_cgroup,
+        journal,
     };
     let begun = runner.run(begin, sandbox_undo).await?;
+    let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
+    let reserved = runner.run(reserve, container_undo).await?;
+    let stdio = runner.run(open_stdio(facilities, &request), container_undo).await?;
+    let resolve =
+        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
+    let rootfs = runner.run(resolve, container_undo).await?;
+    let factory = &config.factory;
+    let ask = AskFactory {
+        factory: facilities.factory.clone(),
+        template: factory.enable_template,
+        cache: factory.vm_cache_number,
+    };
+    let acquired = runner.run(ask, sandbox_undo).await?;
+    let share = runner.run(MakeShare { directory: directory.join("shared") }, sandbox_undo).await?;
     let netns = runner.run(namespace, sandbox_undo).await?;
     let hooks = creation_hooks(facilities, &request, &bundle, &netns, runner);
     runner.run(hooks, container_undo).await?;
@@ -309,7 +313,6 @@ async fn sandbox_steps(
         used: joined.is_some() || bundle.spec.hooks().as_ref().is_some_and(runs_before_the_machine),
     };
     let interfaces = runner.run(connect, sandbox_undo).await?;
-    let share = runner.run(MakeShare { directory: directory.join("shared") }, sandbox_undo).await?;
     let cgroup = runner.run(begun, sandbox_undo).await?;
     let start = StartMachine {
         begun: begun_machine,
@@ -323,8 +326,8 @@ async fn sandbox_steps(
         memory_cgroups: cgroup.iter().flat_map(SandboxCgroup::memory_procs).collect(),
     };
     let machine = runner.run(start, sandbox_undo).await?;
-    let join = JoinCgroup { cgroup, processes: machine.hypervisor.processes() };
-    let cgroup = runner.run(join, sandbox_undo).await?;
+    let join = BeginJoin { cgroup, processes: machine.hypervisor.processes() };
+    let joining = runner.run(join, sandbox_undo).await?;
     let connect = ConnectAgent {
         hypervisor: machine.hypervisor.clone(),
         agent: config.agent.kata.clone(),
@@ -332,6 +335,7 @@ async fn sandbox_steps(
         sandbox: guest_sandbox(id, &config, &backend, &bundle),
     };
     let guest = runner.run(connect, sandbox_undo).await?;
+    let cgroup = runner.run(joining, sandbox_undo).await?;
     let tell = SetGuestNetwork {
         connect: facilities.connect_guest.clone(),
         machine: machine.hypervisor.clone(),

@@ -10,23 +10,24 @@ use stockade_hypervisor::fake::AgentMode;
 use stockade_hypervisor::{ExitCause, HypervisorError, Operation};
 
 /// The steps of a sandbox's creation, in order.
-const STEPS: [&str; 21] = [
+const STEPS: [&str; 22] = [
     "bundle",
     "configuration",
+    "begin-network-namespace",
+    "begin-cgroup",
     "reserve-id",
     "stdio",
     "rootfs",
     "factory",
-    "begin-network-namespace",
-    "begin-cgroup",
+    "share",
     "network-namespace",
     "hooks",
     "network",
-    "share",
     "cgroup",
     "machine",
-    "join-cgroup",
+    "begin-join-cgroup",
     "agent",
+    "join-cgroup",
     "guest-network",
     "share-files",
     "container",

@@ -22,9 +22,18 @@ fn fails_at(stockade: &Stockade, step: &str) {
     assert!(failure.contains(step) && failure.contains("injected"), "{step}: {failure}");
     before.assert_same(stockade);
     // The hooks began from their own step on.
-    let late =
-        ["bundle", "configuration", "reserve-id", "stdio", "rootfs", "factory", "begin-cgroup", "network-namespace"];
-    assert_eq!(witness.exists(), !late.contains(&step), "{step}: poststop hooks run once the first hook began");
+    let before_hooks = [
+        "bundle",
+        "configuration",
+        "begin-cgroup",
+        "reserve-id",
+        "stdio",
+        "rootfs",
+        "factory",
+        "share",
+        "network-namespace",
+    ];
+    assert_eq!(witness.exists(), !before_hooks.contains(&step), "{step}: poststop hooks run once the first hook began");
 }
 
 #[test]
@@ -33,14 +42,14 @@ fn a_failure_before_the_machine_leaves_nothing() {
     for step in [
         "bundle",
         "configuration",
+        "begin-cgroup",
         "reserve-id",
         "stdio",
         "rootfs",
         "factory",
-        "begin-cgroup",
+        "share",
         "network-namespace",
         "hooks",
-        "share",
     ] {
         fails_at(&stockade, step);
     }
@@ -49,7 +58,7 @@ fn a_failure_before_the_machine_leaves_nothing() {
 #[test]
 fn a_failure_once_the_machine_runs_leaves_nothing() {
     let stockade = Stockade::new();
-    for step in ["cgroup", "machine", "join-cgroup", "agent"] {
+    for step in ["cgroup", "machine", "begin-join-cgroup", "agent", "join-cgroup"] {
         fails_at(&stockade, step);
     }
 }

@@ -1,11 +1,12 @@
 //! The host's control group of the sandbox's processes. On a host with version 1 a directory is made in each of some ten
 //! hierarchies, so it is begun early, and waited for when there is a process to join it.
 
-use crate::cgroup::{CgroupError, SandboxCgroup};
+use crate::cgroup::{CgroupError, CgroupPlace, SandboxCgroup};
 use crate::error::{ErrorKind, OpError};
-use crate::pipeline::{LiveUndo, Step, UndoStack, perform};
+use crate::pipeline::{LiveUndo, SharedJournal, Step, UndoStack, perform};
 use crate::state::UndoRecord;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use stockade_hypervisor::VmProcess;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -19,27 +20,43 @@ pub struct BeginCgroup {
     pub path: Option<PathBuf>,
     /// Whether the path has systemd's form.
     pub systemd: bool,
+    /// Where the directories are written down before they are made.
+    pub journal: SharedJournal,
 }
 
 /// A control group that is being made; `None` where the host has none to give.
 #[derive(Debug)]
-pub struct CgroupBegun(JoinHandle<Result<Option<SandboxCgroup>, CgroupError>>);
+pub struct CgroupBegun(JoinHandle<Result<Option<SandboxCgroup>, OpError>>);
+
+/// What is written down about the directories, with its number in the journal, once it is.
+type Written = Arc<OnceLock<(u64, UndoRecord)>>;
 
 impl Step for BeginCgroup {
     type Output = CgroupBegun;
     const NAME: &'static str = "begin-cgroup";
 
     async fn run(self, undo: &mut UndoStack) -> Result<CgroupBegun, OpError> {
-        let plan = SandboxCgroup::plan(&self.id, self.path.as_deref(), self.systemd).map_err(failed)?;
-        let record = UndoRecord::RemoveCgroup { directories: plan.directories().to_vec() };
+        let Self { id, path, systemd, journal } = self;
+        let place = SandboxCgroup::place(&id, path.as_deref(), systemd).map_err(failed)?;
         let decided = CancellationToken::new();
         let deciding = decided.clone().drop_guard();
-        undo.push_live(record.clone(), Remove { decided, record })?;
+        let written = Written::default();
+        let record = UndoRecord::Live { what: "remove the control group".into() };
+        undo.push_live(record, Remove { decided, written: written.clone(), journal: journal.clone() })?;
         Ok(CgroupBegun(tokio::task::spawn_blocking(move || {
             let _deciding = deciding;
-            plan.create()
+            make(place, &journal, &written)
         })))
     }
+}
+
+/// Writes down what will be made, and makes it.
+fn make(place: CgroupPlace, journal: &SharedJournal, written: &Written) -> Result<Option<SandboxCgroup>, OpError> {
+    let plan = place.plan();
+    let record = UndoRecord::RemoveCgroup { directories: plan.directories().to_vec() };
+    let number = journal.append(record.clone())?;
+    written.get_or_init(|| (number, record));
+    plan.create().map_err(failed)
 }
 
 impl Step for CgroupBegun {
@@ -47,37 +64,62 @@ impl Step for CgroupBegun {
     const NAME: &'static str = "cgroup";
 
     async fn run(self, _: &mut UndoStack) -> Result<Self::Output, OpError> {
-        self.0.await.map_err(|error| OpError::internal(CANNOT, error))?.map_err(failed)
+        self.0.await.map_err(|error| OpError::internal(CANNOT, error))?
     }
 }
 
-/// Puts the machine's processes into it, as far as they are not in it from their start.
+/// Begins to put the machine's processes into it, as far as they are not in it from their start. On version 1 that
+/// waits for a grace period of the kernel's, some milliseconds in which the guest can boot.
 #[derive(Debug)]
-pub struct JoinCgroup {
+pub struct BeginJoin {
     /// The group.
     pub cgroup: Option<SandboxCgroup>,
     /// The processes.
     pub processes: Vec<VmProcess>,
 }
 
-impl Step for JoinCgroup {
-    /// The group's directories, one a hierarchy.
-    type Output = Vec<PathBuf>;
-    const NAME: &'static str = "join-cgroup";
+/// A control group that is being joined, where there is any.
+#[derive(Debug)]
+pub struct JoinBegun {
+    leaves: Vec<PathBuf>,
+    joining: Option<JoinHandle<()>>,
+}
 
-    async fn run(self, _: &mut UndoStack) -> Result<Vec<PathBuf>, OpError> {
-        let Some(cgroup) = self.cgroup else { return Ok(Vec::new()) };
-        let leaves = cgroup.leaves().to_vec();
-        // Each hierarchy makes the thread wait for a grace period of the kernel's.
+impl Step for BeginJoin {
+    type Output = JoinBegun;
+    const NAME: &'static str = "begin-join-cgroup";
+
+    async fn run(self, undo: &mut UndoStack) -> Result<JoinBegun, OpError> {
+        let Self { cgroup, processes } = self;
+        let leaves = cgroup.as_ref().map(|cgroup| cgroup.leaves().to_vec()).unwrap_or_default();
+        let Some(cgroup) = cgroup.filter(|_| !processes.is_empty()) else {
+            return Ok(JoinBegun { leaves, joining: None });
+        };
+        let joined = CancellationToken::new();
+        let ended = joined.clone().drop_guard();
+        undo.push_live(UndoRecord::Live { what: "end joining the control group".into() }, EndJoining(joined))?;
         let joining = tokio::task::spawn_blocking(move || {
-            for process in self.processes {
+            let _ended = ended;
+            for process in processes {
                 if let Err(error) = cgroup.add_process(process.pid) {
                     tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
                 }
             }
         });
-        joining.await.map_err(|error| OpError::internal("cannot join the control group", error))?;
-        Ok(leaves)
+        Ok(JoinBegun { leaves, joining: Some(joining) })
+    }
+}
+
+impl Step for JoinBegun {
+    /// The group's directories, one a hierarchy.
+    type Output = Vec<PathBuf>;
+    const NAME: &'static str = "join-cgroup";
+
+    async fn run(self, _: &mut UndoStack) -> Result<Vec<PathBuf>, OpError> {
+        if let Some(joining) = self.joining {
+            joining.await.map_err(|error| OpError::internal("cannot join the control group", error))?;
+        }
+        Ok(self.leaves)
     }
 }
 
@@ -90,13 +132,28 @@ fn failed(error: CgroupError) -> OpError {
 /// Removes what was made of it, once nothing more is being made.
 struct Remove {
     decided: CancellationToken,
-    record: UndoRecord,
+    written: Written,
+    journal: SharedJournal,
 }
 
 #[async_trait::async_trait]
 impl LiveUndo for Remove {
     async fn undo(self: Box<Self>) -> Result<(), OpError> {
         self.decided.cancelled().await;
-        perform(self.record).await
+        let Some((number, record)) = self.written.get() else { return Ok(()) };
+        perform(record.clone()).await?;
+        self.journal.strike(*number);
+        Ok(())
+    }
+}
+
+/// Comes before the machine's end: the numbers of processes that are gone may become others'.
+struct EndJoining(CancellationToken);
+
+#[async_trait::async_trait]
+impl LiveUndo for EndJoining {
+    async fn undo(self: Box<Self>) -> Result<(), OpError> {
+        self.0.cancelled().await;
+        Ok(())
     }
 }

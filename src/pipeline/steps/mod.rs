@@ -17,7 +17,7 @@ mod stdio;
 
 pub use agent::{ConnectAgent, GuestReady};
 pub use bundle::{Bundle, ReadBundle};
-pub use cgroup::{BeginCgroup, JoinCgroup};
+pub use cgroup::{BeginCgroup, BeginJoin};
 pub use commit::{Commit, OneContainer};
 pub use container::CreateInGuest;
 pub use factory::AskFactory;

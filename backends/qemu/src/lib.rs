@@ -41,6 +41,12 @@ pub struct QemuBackend {
     tsc: Arc<TscSample>,
 }
 
+/// Begins to measure what an emulated guest is told of the host's clock; the longer before the first machine's start, the
+/// less it waits for that.
+pub fn look_ahead() {
+    _ = TscSample::first();
+}
+
 impl QemuBackend {
     /// Finds QEMU and probes KVM, unless the configuration asks for emulation. Blocks for about a millisecond, at worst
     /// for [`LIMIT`](stockade_machine_process::probe::LIMIT).
@@ -48,7 +54,7 @@ impl QemuBackend {
     /// # Errors
     /// [`HypervisorError::Config`] when QEMU is missing, or KVM is asked for and cannot run stock guests.
     pub fn new(options: QemuOptions) -> Result<Self, HypervisorError> {
-        let tsc = TscSample::now();
+        let tsc = TscSample::first();
         let binary = options.find_binary()?;
         let kvm = options.probe();
         let acceleration = options.acceleration(&kvm)?;

@@ -85,8 +85,10 @@ async fn probed() -> Result<KvmProbe, OpError> {
     }
 }
 
-/// Probes KVM ahead of the first sandbox, on a thread of its own, unless QEMU is to emulate a processor in any case.
+/// Looks at the host ahead of the first sandbox: begins to measure its clock, and probes KVM, on a thread of its own, unless
+/// QEMU is to emulate a processor in any case.
 pub fn look_ahead(config: &Config) {
+    stockade_qemu::look_ahead();
     let runtime = &config.runtime;
     let emulated = config.hypervisor.qemu.accelerator == Accelerator::Tcg;
     if runtime.hypervisor != HypervisorChoice::Qemu || !emulated {

@@ -59,7 +59,6 @@ pub fn run(startup: Startup, answer: OwnedFd) -> ExitCode {
     };
     if tell(&StartupAnswer::Ready) {
         drop(answer);
-        crate::hypervisor::look_ahead(&startup.config.config);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "the supervisor is ready");
         for (key, origin) in startup.config.without_effect() {
             tracing::warn!("the option {key} ({origin}) has no effect in this version");
@@ -85,6 +84,7 @@ fn prepare(startup: &Startup, store: &Store) -> Result<Prepared, OpError> {
     // The first thread there is: the mount namespace is every later thread's too.
     let ahead = startup.new_netns && !startup.config.config.runtime.disable_new_netns;
     let netns = ahead.then(|| std::thread::spawn(NetworkNamespace::create));
+    crate::hypervisor::look_ahead(&startup.config.config);
     let directory = store.make_sandbox_dir(&startup.sandbox)?;
     let prepared = (|| {
         let record = SandboxRecord {

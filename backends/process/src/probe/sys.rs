@@ -53,8 +53,11 @@ pub(super) fn in_child(limit: Duration) -> io::Result<Option<i32>> {
     match pid {
         -1 => return Err(io::Error::last_os_error()),
         0 => {
-            // SAFETY: `run` is made for the child of a fork; _exit runs no handlers of the parent's.
+            // SAFETY: the descriptors are the child's own copies; `run` is made for the child of a fork; _exit runs no
+            // handlers of the parent's.
             unsafe {
+                // While it hangs it shall hold nobody's end of a socket open. An old kernel refuses.
+                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
                 let outcome = match run() {
                     Ok(()) => Outcome::Usable,
                     Err(outcome) => outcome,

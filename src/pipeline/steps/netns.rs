@@ -6,9 +6,9 @@ use crate::actors::runtime::Ask;
 use crate::error::OpError;
 use crate::pipeline::{LiveUndo, Step, UndoStack};
 use crate::state::UndoRecord;
+use futures::future::{BoxFuture, FutureExt as _};
 use std::path::PathBuf;
 use std::task::Poll;
-use tokio::task::JoinHandle;
 
 /// Joins the namespace that the spec names, or creates one.
 #[derive(Debug)]
@@ -26,8 +26,13 @@ pub struct PrepareNamespace {
 }
 
 /// A namespace that is being made.
-#[derive(Debug)]
-pub struct NamespaceReady(JoinHandle<Result<SandboxNetns, OpError>>);
+pub struct NamespaceReady(BoxFuture<'static, Result<SandboxNetns, OpError>>);
+
+impl std::fmt::Debug for NamespaceReady {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NamespaceReady").finish_non_exhaustive()
+    }
+}
 
 impl Step for PrepareNamespace {
     type Output = NamespaceReady;
@@ -37,13 +42,12 @@ impl Step for PrepareNamespace {
         let record = UndoRecord::Live { what: "release the network namespace".into() };
         undo.push_live(record, Release(self.release))?;
         let request = PrepareNetns { path: self.path, stand_in: self.stand_in, options: self.options };
-        let mut asked = Box::pin(async move { self.prepare.ask(request).await });
-        // The first poll sends the request, so that a release is behind it in the actor's mailbox.
-        let asked = match futures::poll!(&mut asked) {
-            Poll::Ready(answer) => tokio::spawn(std::future::ready(answer)),
-            Poll::Pending => tokio::spawn(asked),
-        };
-        Ok(NamespaceReady(asked))
+        let mut asked = async move { self.prepare.ask(request).await }.boxed();
+        // The first poll sends the request: the actor is at work, and a release is behind it in its mailbox.
+        match futures::poll!(&mut asked) {
+            Poll::Ready(answer) => Ok(NamespaceReady(std::future::ready(answer).boxed())),
+            Poll::Pending => Ok(NamespaceReady(asked)),
+        }
     }
 }
 
@@ -52,7 +56,7 @@ impl Step for NamespaceReady {
     const NAME: &'static str = "network-namespace";
 
     async fn run(self, _: &mut UndoStack) -> Result<SandboxNetns, OpError> {
-        self.0.await.map_err(|error| OpError::internal("cannot prepare the network namespace", error))?
+        self.0.await
     }
 }
 

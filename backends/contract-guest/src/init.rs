@@ -16,16 +16,25 @@ use crate::disks;
 const PORT: u32 = 1024;
 const ANY_CID: u32 = u32::MAX;
 
+/// Answers a line that the contract does not know, and may read from and write to the connection before that; `None`: does
+/// not know it either.
+pub type MoreOrders = fn(&str, &mut BufReader<File>) -> Option<io::Result<String>>;
+
 /// What process 1 of the guest does. Never returns but by an error, which makes the kernel panic: just what the host must
 /// notice then.
 pub fn init() -> ExitCode {
-    if let Err(e) = serve() {
+    init_with(|_, _| None)
+}
+
+/// [`init`] of a guest that obeys further orders.
+pub fn init_with(more: MoreOrders) -> ExitCode {
+    if let Err(e) = serve(more) {
         eprintln!("contract guest: {e}");
     }
     ExitCode::FAILURE
 }
 
-fn serve() -> io::Result<()> {
+fn serve(more: MoreOrders) -> io::Result<()> {
     let none: Option<&str> = None;
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         std::fs::create_dir_all(target)?;
@@ -47,7 +56,7 @@ fn serve() -> io::Result<()> {
     loop {
         let stream = accept(listener.as_raw_fd())?;
         std::thread::spawn(move || {
-            if let Err(e) = obey(stream) {
+            if let Err(e) = obey(stream, more) {
                 eprintln!("contract guest: {e}");
             }
         });
@@ -60,11 +69,14 @@ fn owned(fd: i32) -> File {
     unsafe { OwnedFd::from_raw_fd(fd) }.into()
 }
 
-fn obey(fd: i32) -> io::Result<()> {
-    let mut stream = owned(fd);
-    let lines = BufReader::new(stream.try_clone()?).lines();
-    for line in lines {
-        let line = line?;
+fn obey(fd: i32, more: MoreOrders) -> io::Result<()> {
+    let mut stream = BufReader::new(owned(fd));
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let line = line.trim_end_matches('\n');
         let answer = match line.split_once(' ') {
             Some(("echo", text)) => text.to_owned(),
             Some(("remember", text)) => {
@@ -75,18 +87,20 @@ fn obey(fd: i32) -> io::Result<()> {
             Some(("disk", text)) => disks::wait(text).unwrap_or_else(|e| e.to_string()),
             Some(("break", disk)) => disks::break_often(disk).map_or_else(|e| e.to_string(), |()| "broken".to_owned()),
             Some(("release", disk)) => disks::release(disk).map_or_else(|e| e.to_string(), |()| "released".to_owned()),
-            _ => match line.as_str() {
+            _ => match line {
                 "recall" => memory().clone(),
                 "poweroff" => return end(RebootMode::RB_POWER_OFF),
                 "reset" => return end(RebootMode::RB_AUTOBOOT),
                 // The end of process 1 is a panic.
                 "panic" => std::process::exit(1),
-                other => format!("what is {other}?"),
+                other => match more(other, &mut stream) {
+                    Some(outcome) => outcome.unwrap_or_else(|e| e.to_string()),
+                    None => format!("what is {other}?"),
+                },
             },
         };
-        writeln!(stream, "{answer}")?;
+        writeln!(stream.get_mut(), "{answer}")?;
     }
-    Ok(())
 }
 
 /// What the guest was told to remember.

@@ -10,4 +10,4 @@ mod init;
 pub mod machines;
 mod sys;
 
-pub use init::init;
+pub use init::{MoreOrders, init, init_with};

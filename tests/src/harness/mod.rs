@@ -26,6 +26,6 @@ pub use pod::{Cases, Pod};
 pub use podman::{IMAGE, Podman};
 pub use remote_command::RemoteCommand;
 pub use rootfs::busybox_rootfs;
-pub use stockade::{Output, Running, Stockade, guest};
+pub use stockade::{Output, Running, Stockade, guest, program};
 pub use terminal::{Screen, Terminal};
 pub use tmpfs::Tmpfs;

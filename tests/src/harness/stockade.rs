@@ -580,7 +580,11 @@ fn repository() -> &'static Path {
 }
 
 /// The program: STOCKADE_TEST_BIN, a file or its folder; else what `cargo xtask` or cargo made.
-fn program() -> PathBuf {
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn program() -> PathBuf {
     if let Some(named) = std::env::var_os("STOCKADE_TEST_BIN") {
         let path = PathBuf::from(named);
         let path = if path.is_dir() { path.join("stockade") } else { path };

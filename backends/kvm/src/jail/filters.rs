@@ -3,10 +3,11 @@
 //! | thread | has, beside memory, time and its own end |
 //! |---|---|
 //! | vCPU | KVM_RUN and the registers of its vCPU; writing to the console and to event descriptors |
-//! | devices, vsock | events; Unix sockets, their connections |
-//! | block | events; reading, writing, discarding in files that are open |
-//! | net | events; the tap's queues and their offloads |
-//! | fs | events; files below the share, acting as the guest's users |
+//! | all devices | events; the guest's interrupts |
+//! | vsock | Unix sockets, their connections |
+//! | block | reading, writing, discarding in files that are open |
+//! | net | the tap's queues and their offloads |
+//! | fs | files below the share, acting as the guest's users |
 //! | main | the control socket; KVM but KVM_RUN; starting threads for what is plugged in later, so what those have |
 //!
 //! What is plugged in later are disks, network interfaces and, where more may come than there are at the boot, vCPUs. Then the
@@ -31,7 +32,7 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 /// `_IOW(KVMIO, 0x76, struct kvm_irqfd)`.
 const KVM_IRQFD: u64 = 0x4020_ae76;
-/// `_IOW(KVMIO, 0x61, struct kvm_irq_level)`: an interrupt that a register's access raises or lowers.
+/// `_IOW(KVMIO, 0x61, struct kvm_irq_level)`: a device's interrupt.
 const KVM_IRQ_LINE: u64 = 0x4008_ae61;
 
 /// Requests from this number on are a vCPU's own (KVM_RUN is the first), for its registers.
@@ -122,7 +123,7 @@ fn run_vcpu(allowed: &mut Allowed) -> Result<(), JailError> {
 
 fn device(kind: ThreadKind) -> Result<Allowed, JailError> {
     let mut allowed = Allowed::runtime()?;
-    allowed.calls(EVENTS);
+    allowed.calls(EVENTS).argument(libc::SYS_ioctl, 1, &[KVM_IRQ_LINE])?;
     match kind {
         ThreadKind::Devices => {
             // Memory that the guest gives back is punched out of its file.

@@ -27,7 +27,7 @@ use super::{ExitKind, MachineError, SLOTS, SlotIndex, SlotState};
 use crate::bus::SharedDevice;
 use crate::memory::layout::{slot_gsi, slot_registers};
 use crate::virtio::transport::{
-    INTERRUPT_ACKNOWLEDGE_OFFSET, INTERRUPT_USED, MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState,
+    INTERRUPT_ACKNOWLEDGE_OFFSET, INTERRUPT_USED, InterruptLine, MmioTransport, QUEUE_NOTIFY_OFFSET, TransportState,
 };
 use crate::virtio::{Counts, DeviceKind, EventLoops, Threads, VirtioDevice};
 use crate::vm::{Vm, kvm_error};
@@ -116,8 +116,8 @@ impl Slots {
     fn transport(&self, slot: SlotIndex, parts: &Parts) -> Result<Transport, MachineError> {
         let memory = Arc::clone(parts.vm.guest_memory());
         let page = parts.vm.registers().page(slot.0).ok_or(MachineError::EmptySlot(slot.0))?;
-        let mut transport = MmioTransport::new(slot.0, page, memory, self.loops.clone())
-            .map_err(|source| MachineError::Host { what: "make an event descriptor", source })?;
+        let line = Arc::new(Line { vm: Arc::clone(&parts.vm), gsi: slot_gsi(slot.0) });
+        let mut transport = MmioTransport::new(slot.0, page, memory, self.loops.clone(), line);
         transport.tell_failures(Arc::new(SlotFailures { slot, events: parts.surroundings.events.clone() }));
         Ok(Arc::new(Mutex::new(transport)))
     }
@@ -265,6 +265,27 @@ impl Slots {
     }
 }
 
+/// The interrupt of a slot.
+#[derive(Debug)]
+struct Line {
+    vm: Arc<Vm>,
+    gsi: u32,
+}
+
+impl InterruptLine for Line {
+    /// By a call rather than a descriptor (irqfd): KVM raises inputs of the IOAPIC for a descriptor on a kernel thread only,
+    /// which costs two changes of threads and waits for a processor.
+    fn raise(&self) {
+        // Down first: when two threads do this at once and one finds the line up, the other has raised it after this one let
+        // it down, and so the guest, which looks at everything then, finds what both have done.
+        for active in [false, true] {
+            if let Err(error) = self.vm.fd().set_irq_line(self.gsi, active) {
+                tracing::error!(%error, gsi = self.gsi, "cannot interrupt the guest");
+            }
+        }
+    }
+}
+
 /// What is kept of a device beside its registers, see [`Taken`].
 type Kept = (Vec<Arc<EventFd>>, EventFd);
 
@@ -284,7 +305,7 @@ fn fill(
     let kicks = registers.kicks().to_vec();
     let acknowledged = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
         .map_err(|source| MachineError::Host { what: "make a descriptor for acknowledgements", source })?;
-    bind(&parts.vm, registers, slot, &kicks, &acknowledged)?;
+    bind(&parts.vm, slot, &kicks, &acknowledged)?;
     Ok((kicks, acknowledged))
 }
 
@@ -295,23 +316,14 @@ fn restore(transport: &mut MmioTransport, saved: &SlotState) -> Result<(), Machi
     transport.restore(&state).map_err(|error| wrong(error.to_string()))
 }
 
-/// Lets KVM raise the slot's interrupt and take the guest's notifications.
-fn bind(
-    vm: &Vm,
-    transport: &MmioTransport,
-    slot: SlotIndex,
-    kicks: &[Arc<EventFd>],
-    acknowledged: &EventFd,
-) -> Result<(), MachineError> {
-    let line = transport.interrupt_line();
-    vm.fd().register_irqfd(line, slot_gsi(slot.0)).map_err(kvm_error("raise a device's interrupt by a descriptor"))?;
+/// Lets KVM take the guest's notifications.
+fn bind(vm: &Vm, slot: SlotIndex, kicks: &[Arc<EventFd>], acknowledged: &EventFd) -> Result<(), MachineError> {
     for (index, kick) in (0u32..).zip(kicks) {
         if let Err(error) = vm.fd().register_ioevent(kick, &notify_address(slot), index) {
             for (index, kick) in (0..index).zip(kicks) {
                 // What was just registered can be taken back; nothing better could be done if not.
                 let _ = vm.fd().unregister_ioevent(kick, &notify_address(slot), index);
             }
-            let _ = vm.fd().unregister_irqfd(line, slot_gsi(slot.0));
             return Err(kvm_error("take a device's notifications by a descriptor")(error));
         }
     }
@@ -328,7 +340,6 @@ fn unbind(vm: &Vm, slot: SlotIndex, taken: &Taken) {
         let _ = vm.fd().unregister_ioevent(kick, &notify_address(slot), index);
     }
     let _ = vm.fd().unregister_ioevent(&taken.acknowledged, &acknowledge_address(slot), INTERRUPT_USED);
-    let _ = vm.fd().unregister_irqfd(taken.lock().interrupt_line(), slot_gsi(slot.0));
 }
 
 fn notify_address(slot: SlotIndex) -> IoEventAddress {

@@ -6,6 +6,7 @@ mod device;
 
 pub(crate) use device::{F_TEST, Probe, TestDevice};
 
+use super::transport::InterruptLine;
 use super::{Activation, Counters, DeviceError, F_EVENT_IDX, Interrupt, LiveQueue, VirtioDevice, Worker};
 use crate::memory::GuestMemory;
 use std::collections::HashMap;
@@ -87,6 +88,23 @@ impl Interrupt for RecordingInterrupt {
 
     fn config_by_driver(&self) {
         self.configs_by_driver.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A slot's wire that counts.
+#[derive(Debug, Default)]
+pub(crate) struct TestLine(AtomicUsize);
+
+impl TestLine {
+    /// How often the guest has been interrupted since the last call.
+    pub(crate) fn take(&self) -> usize {
+        self.0.swap(0, Ordering::SeqCst)
+    }
+}
+
+impl InterruptLine for TestLine {
+    fn raise(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -5,6 +5,7 @@ use super::super::{
     Activation, Counters, DeviceError, DeviceKind, F_EVENT_IDX, F_VERSION_1, Interrupt, LiveQueue, VirtioDevice,
 };
 use super::failures::Failures;
+use super::interrupt::InterruptLine;
 use super::interrupt::SlotInterrupt;
 use super::mmio::DeviceState;
 use super::queue::QueueSetup;
@@ -60,7 +61,7 @@ impl Attached {
         memory: GuestMemory,
         page: RegisterPage,
         event_loop: Arc<EventLoop>,
-        line: Arc<EventFd>,
+        line: Arc<dyn InterruptLine>,
         kicks: Vec<Arc<EventFd>>,
         failures: Failures,
     ) -> Self {

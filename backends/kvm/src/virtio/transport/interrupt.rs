@@ -4,21 +4,27 @@ use super::super::{ConfigSpace, Interrupt};
 use super::registers::CONFIG_OFFSET;
 use super::status;
 use crate::memory::registers::RegisterPage;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_mmio as abi;
-use vmm_sys_util::eventfd::EventFd;
 
 /// In the interrupt status: buffers were used.
 pub const USED: u32 = abi::VIRTIO_MMIO_INT_VRING;
 /// In the interrupt status: the configuration has changed, or the device needs a reset.
 pub(super) const CONFIG: u32 = abi::VIRTIO_MMIO_INT_CONFIG;
 
+/// The wire of a slot's interrupt.
+pub trait InterruptLine: Send + Sync + fmt::Debug {
+    /// Interrupts the guest once: an edge. Called on any thread, by several at once too.
+    fn raise(&self);
+}
+
 /// The registers that a device changes by itself; shared with its worker's thread, which therefore takes no lock of the
 /// slot: a vCPU may hold that one while it waits for the worker.
 #[derive(Debug)]
 pub(super) struct SlotInterrupt {
-    line: Arc<EventFd>,
+    line: Arc<dyn InterruptLine>,
     space: Arc<dyn ConfigSpace>,
     /// [`USED`] is in the interrupt status, so that nothing is left to do but to interrupt.
     used: AtomicBool,
@@ -61,7 +67,7 @@ impl Registers {
 
 impl SlotInterrupt {
     /// Of a device that has just come, with the configuration `space`, shown in `page`.
-    pub(super) fn new(line: Arc<EventFd>, page: RegisterPage, space: Arc<dyn ConfigSpace>) -> Self {
+    pub(super) fn new(line: Arc<dyn InterruptLine>, page: RegisterPage, space: Arc<dyn ConfigSpace>) -> Self {
         let interrupt = Self {
             line,
             space,
@@ -167,7 +173,7 @@ impl SlotInterrupt {
     /// Interrupts again if there is anything to see: the guest may have been stopped before it saw it.
     pub(super) fn repeat(&self) {
         if self.status() != 0 {
-            self.interrupt();
+            self.line.raise();
         }
     }
 
@@ -187,13 +193,8 @@ impl SlotInterrupt {
         if registers.driver_ok && std::mem::take(&mut registers.config_pending) {
             let status = registers.interrupt_status | CONFIG;
             self.set_status(registers, status);
-            self.interrupt();
+            self.line.raise();
         }
-    }
-
-    fn interrupt(&self) {
-        // Fails only if the counter is at its limit: then KVM is to interrupt anyway.
-        let _ = self.line.write(1);
     }
 
     /// Shows the configuration. A driver that reads several registers meanwhile sees the generation change, unless it did so
@@ -214,7 +215,7 @@ impl Interrupt for SlotInterrupt {
             let status = registers.interrupt_status | USED;
             self.set_status(&mut registers, status);
         }
-        self.interrupt();
+        self.line.raise();
     }
 
     fn config(&self) {
@@ -231,13 +232,13 @@ impl Interrupt for SlotInterrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use crate::virtio::testing::TestLine;
 
-    /// An interrupt, and the page where its registers are.
-    fn interrupt() -> (SlotInterrupt, RegisterPage) {
+    /// An interrupt, its line, and the page where its registers are.
+    fn interrupt() -> (SlotInterrupt, Arc<TestLine>, RegisterPage) {
         let page = RegisterPage::alone().unwrap();
-        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        (SlotInterrupt::new(line, page.clone(), Arc::new(b"space".to_vec())), page)
+        let line: Arc<TestLine> = Arc::default();
+        (SlotInterrupt::new(Arc::clone(&line) as _, page.clone(), Arc::new(b"space".to_vec())), line, page)
     }
 
     fn read(page: &RegisterPage, register: u32) -> u32 {
@@ -256,45 +257,45 @@ mod tests {
 
     #[test]
     fn that_buffers_were_used_stays_said_and_a_change_until_it_is_acknowledged() {
-        let (interrupt, page) = interrupt();
+        let (interrupt, line, page) = interrupt();
         interrupt.driver_ready();
         interrupt.queue(0);
         interrupt.config();
-        assert_eq!(interrupt.line.read().unwrap(), 2);
+        assert_eq!(line.take(), 2);
         assert_eq!(shown(&page).0, USED | CONFIG);
         interrupt.acknowledge(USED);
         assert_eq!(shown(&page).0, USED | CONFIG);
         interrupt.acknowledge(USED | CONFIG);
         assert_eq!((shown(&page).0, interrupt.status()), (USED, USED));
         interrupt.queue(0);
-        assert_eq!(interrupt.line.read().unwrap(), 1, "each is an interrupt");
+        assert_eq!(line.take(), 1, "each is an interrupt");
         assert_eq!(shown(&page).0, USED);
     }
 
     #[test]
     fn a_change_before_the_driver_is_ready_is_told_once_it_is() {
-        let (interrupt, page) = interrupt();
+        let (interrupt, line, page) = interrupt();
         interrupt.config();
         assert_eq!(shown(&page), (0, 2, 0));
-        assert!(interrupt.line.read().is_err());
+        assert_eq!(line.take(), 0);
         interrupt.driver_ready();
         assert_eq!(shown(&page).0, CONFIG);
         interrupt.driver_ready();
-        assert_eq!(interrupt.line.read().unwrap(), 1);
+        assert_eq!(line.take(), 1);
     }
 
     #[test]
     fn a_change_that_the_driver_has_asked_for_does_not_interrupt_it() {
-        let (interrupt, page) = interrupt();
+        let (interrupt, line, page) = interrupt();
         interrupt.driver_ready();
         interrupt.config_by_driver();
         assert_eq!(shown(&page), (0, 2, 0));
-        assert!(interrupt.line.read().is_err());
+        assert_eq!(line.take(), 0);
     }
 
     #[test]
     fn a_change_between_saving_and_going_on_is_told() {
-        let (interrupt, page) = interrupt();
+        let (interrupt, _line, page) = interrupt();
         interrupt.config();
         interrupt.restore(0, 7, false, false);
         assert_eq!((interrupt.generation(), shown(&page).1), (9, 9));
@@ -304,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_reset_forgets_all_but_the_generation() {
-        let (interrupt, page) = interrupt();
+        let (interrupt, _line, page) = interrupt();
         interrupt.set_driver_status(status::DRIVER);
         interrupt.driver_ready();
         interrupt.queue(0);
@@ -321,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_device_that_has_left_changes_nothing_in_the_page() {
-        let (interrupt, page) = interrupt();
+        let (interrupt, _line, page) = interrupt();
         let mut space = [0; 5];
         page.read(CONFIG_OFFSET, &mut space);
         assert_eq!(space, *b"space");

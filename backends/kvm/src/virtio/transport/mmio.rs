@@ -4,6 +4,7 @@ use super::super::event_loop::EventLoops;
 use super::super::{Counts, DeviceKind, F_VERSION_1, FailureListener, VirtioDevice};
 use super::attached::Attached;
 use super::failures::Failures;
+use super::interrupt::InterruptLine;
 use super::registers::{CONFIG_OFFSET, MAGIC, VERSION, WINDOW_SIZE, Writable};
 use super::state::{RestoreError, TransportState};
 use crate::bus::BusDevice;
@@ -60,33 +61,29 @@ pub struct MmioTransport {
     page: RegisterPage,
     memory: GuestMemory,
     loops: EventLoops,
-    line: Arc<EventFd>,
+    line: Arc<dyn InterruptLine>,
     failure_listener: Option<Arc<dyn FailureListener>>,
     attached: Option<Attached>,
 }
 
 impl MmioTransport {
     /// The empty slot number `slot`, whose registers the guest reads in `page`, for devices on `memory` that are run by
-    /// `loops`.
-    ///
-    /// # Errors
-    /// The kernel has no descriptor to give.
-    pub fn new(slot: u8, page: RegisterPage, memory: GuestMemory, loops: EventLoops) -> io::Result<Self> {
-        let line = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+    /// `loops` and interrupt by `line`.
+    #[must_use]
+    pub fn new(
+        slot: u8,
+        page: RegisterPage,
+        memory: GuestMemory,
+        loops: EventLoops,
+        line: Arc<dyn InterruptLine>,
+    ) -> Self {
         show_no_device(&page);
-        Ok(Self { slot, page, memory, loops, line, failure_listener: None, attached: None })
+        Self { slot, page, memory, loops, line, failure_listener: None, attached: None }
     }
 
     /// Lets `listener` hear of failures of devices that are attached from now on: the first few of each device.
     pub fn tell_failures(&mut self, listener: Arc<dyn FailureListener>) {
         self.failure_listener = Some(listener);
-    }
-
-    /// What is written to interrupt the guest: to be bound to the slot's interrupt (irqfd), edge-triggered. The same as
-    /// long as the slot exists.
-    #[must_use]
-    pub fn interrupt_line(&self) -> &EventFd {
-        &self.line
     }
 
     /// What tells that the guest has notified each queue of the attached device, by the queue's index: to be bound to

@@ -35,7 +35,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use interrupt::USED as INTERRUPT_USED;
+pub use interrupt::{InterruptLine, USED as INTERRUPT_USED};
 pub use mmio::{DeviceState, MmioTransport, TransportError};
 pub use registers::{CONFIG_OFFSET, INTERRUPT_ACKNOWLEDGE_OFFSET, QUEUE_NOTIFY_OFFSET, WINDOW_SIZE};
 pub use state::{RestoreError, TransportState};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Size;
 
 /// The version of [`MachineState`]. Another version is refused: a saved machine is made again rather than translated.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 /// A paused machine.
 #[derive(Debug, Serialize, Deserialize)]

@@ -57,12 +57,19 @@ impl LiveQueue {
     /// # Errors
     /// The rings cannot be read.
     pub fn notify(&mut self, memory: &GuestMemoryMmap, interrupt: &dyn Interrupt) -> Result<(), DeviceError> {
-        match self.queue.needs_notification(memory) {
-            Ok(true) => interrupt.queue(self.index),
-            Ok(false) => {}
-            Err(error) => return Err(self.broken(error.to_string())),
+        if self.wants_interrupt(memory)? {
+            interrupt.queue(self.index);
         }
         Ok(())
+    }
+
+    /// Whether the guest wants to know of the requests that were given back since the last call of this or of
+    /// [`notify`](Self::notify).
+    ///
+    /// # Errors
+    /// The rings cannot be read.
+    pub fn wants_interrupt(&mut self, memory: &GuestMemoryMmap) -> Result<bool, DeviceError> {
+        self.queue.needs_notification(memory).map_err(|error| self.broken(error.to_string()))
     }
 
     /// Asks the driver to notify of new requests (`true`), or to leave that until asked again. `Ok(true)` when asked to

@@ -51,18 +51,14 @@ impl VsockWorker {
     }
 }
 
-/// Sees to what a batch of the core came to.
+/// Whether a batch of the core used anything, and whether the guest wants to know.
 fn finish(
     queue: &mut LiveQueue,
     memory: &GuestMemoryMmap,
-    interrupt: &dyn Interrupt,
     batch: Result<Batch, QueueError>,
-) -> Result<bool, DeviceError> {
+) -> Result<(bool, bool), DeviceError> {
     let batch = batch.map_err(|error| queue.broken(error.to_string()))?;
-    if batch.used {
-        queue.notify(memory, interrupt)?;
-    }
-    Ok(batch.used)
+    Ok((batch.used, batch.used && queue.wants_interrupt(memory)?))
 }
 
 /// Goes on with telling the guest that its connections are gone, until it knows.
@@ -118,10 +114,14 @@ impl VsockWorker {
                 }
                 rounds += 1;
                 let sent = process_tx(&mut shared.muxer, &mut self.tx.queue, memory);
-                let sent = finish(&mut self.tx, memory, interrupt, sent)?;
+                let (sent, tell_sent) = finish(&mut self.tx, memory, sent)?;
                 let polled = shared.muxer.poll();
                 let received = process_rx(&mut shared.muxer, &mut self.rx.queue, memory);
-                let received = finish(&mut self.rx, memory, interrupt, received)?;
+                let (received, tell_received) = finish(&mut self.rx, memory, received)?;
+                // One interrupt for both, as the driver looks into all queues at each.
+                if tell_sent || tell_received {
+                    interrupt.queue(if tell_received { self.rx.index } else { self.tx.index });
+                }
                 if !(sent || received || polled) {
                     break;
                 }

@@ -216,13 +216,7 @@ impl Rounds {
         let (place, rest) = split(token);
         let Some(Some(entry)) = self.workers.get_mut(place) else { return };
         let event = match rest {
-            Rest::Queue(index) => {
-                if let Some((_, kick)) = entry.kicks.iter().find(|(queue, _)| *queue == index) {
-                    // Non-blocking: nothing to read when the event is one of an earlier kick.
-                    let _ = kick.read();
-                }
-                Event::Queue(index)
-            }
+            Rest::Queue(index) => Event::Queue(index),
             Rest::Source(token) => Event::Source(token),
         };
         entry.serve(&self.epoll, place, event);
@@ -257,7 +251,9 @@ impl Rounds {
         let Some(slot) = self.workers.get_mut(place) else { return };
         let entry = slot.insert(entry);
         for (index, kick) in &entry.kicks {
-            let event = EpollEvent::new(EventSet::IN, token(place, Rest::Queue(*index)));
+            // Each write is an event, so that the descriptor need not be read: that would be a system call more for each.
+            let interest = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            let event = EpollEvent::new(interest, token(place, Rest::Queue(*index)));
             if let Err(source) = self.epoll.ctl(ControlOperation::Add, kick.as_raw_fd(), event) {
                 entry.fail(&self.epoll, DeviceError::Host { what: "watch a queue's notifications", source });
                 return;

@@ -213,7 +213,7 @@ pub trait VirtioDevice: Send + fmt::Debug {
 /// What happened to something that a worker watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// The guest has notified the queue of this index; the loop has read the event descriptor.
+    /// The guest has notified the queue of this index.
     Queue(usize),
     /// The descriptor of this token (see [`Worker::sources`]) is ready, or has an error or hang-up to be read.
     Source(u32),

@@ -4,11 +4,12 @@
 //! of extended attributes and forgotten files. It takes for granted that there is room for the header of an answer, and
 //! walks the list of buffers anew for each part of a message; both are seen to here.
 
-use std::io::{Read, Write};
+use std::io::Write;
 
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::server::Server;
+use vm_memory::Bytes as _;
 
 use super::sys::ServerMemory;
 use crate::virtio::queue::Chain;
@@ -51,9 +52,25 @@ struct InHeader {
 }
 
 impl InHeader {
-    fn read(mut reader: Reader<'_>) -> Option<Self> {
+    /// Reads it, and looks at all descriptors on the way: one walk does for both.
+    fn read(chain: Chain<'_>) -> Option<Self> {
+        let memory = chain.clone();
         let mut bytes = [0; IN_HEADER];
-        reader.read_exact(&mut bytes).ok()?;
+        let mut missing = &mut bytes[..];
+        for (number, descriptor) in chain.enumerate() {
+            if number == MAX_DESCRIPTORS {
+                return None;
+            }
+            if !descriptor.is_write_only() && !missing.is_empty() {
+                let length = usize::try_from(descriptor.len()).unwrap_or(usize::MAX).min(missing.len());
+                let (part, rest) = missing.split_at_mut(length);
+                memory.memory().read_slice(part, descriptor.addr()).ok()?;
+                missing = rest;
+            }
+        }
+        if !missing.is_empty() {
+            return None;
+        }
         let (_, rest) = bytes.split_first_chunk::<4>()?;
         let (opcode, rest) = rest.split_first_chunk()?;
         let (unique, _) = rest.split_first_chunk()?;
@@ -68,19 +85,15 @@ impl InHeader {
 
 /// Has the server do what a request says.
 pub(super) fn serve(server: &Server<PassthroughFs>, memory: &ServerMemory, chain: Chain<'_>) -> Outcome {
-    if chain.clone().take(MAX_DESCRIPTORS + 1).count() > MAX_DESCRIPTORS {
-        return Outcome::MALFORMED;
-    }
-    let (Ok(reader), Ok(writer)) = (Reader::new(memory, chain.clone()), Writer::new(memory, chain)) else {
+    let Some(header) = InHeader::read(chain.clone()) else {
         return Outcome::MALFORMED;
     };
-    let Some(header) = InHeader::read(reader.clone()) else {
+    let (Ok(reader), Ok(writer)) = (Reader::new(memory, chain.clone()), Writer::new(memory, chain.clone())) else {
         return Outcome::MALFORMED;
     };
     if !header.is_silent() && writer.available_bytes() < OUT_HEADER {
         return Outcome::MALFORMED;
     }
-    let answer = writer.clone();
     match server.handle_message(reader, writer, None::<&mut ()>) {
         Ok(written) => Outcome {
             written: u32::try_from(written).unwrap_or(u32::MAX),
@@ -92,7 +105,10 @@ pub(super) fn serve(server: &Server<PassthroughFs>, memory: &ServerMemory, chain
             },
         },
         Err(_) if header.is_silent() => Outcome::MALFORMED,
-        Err(_) => Outcome { written: refuse(answer, header.unique), ..Outcome::MALFORMED },
+        Err(_) => match Writer::new(memory, chain) {
+            Ok(answer) => Outcome { written: refuse(answer, header.unique), ..Outcome::MALFORMED },
+            Err(_) => Outcome::MALFORMED,
+        },
     }
 }
 

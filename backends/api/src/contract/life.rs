@@ -1,10 +1,12 @@
 //! The state machine, the exit, and that nothing is left.
 
+use super::snapshots::snapshots;
 use super::{Fixture, Machine, exit, finish, gone, is_wrong_state, limit, prepared, started, within};
 use crate::{
     DeviceConfig, DeviceId, ExitCause, Hypervisor, HypervisorError, ProcessRole, ResizeRequest, StopDeadlines,
     VmConfig, VmProcess, VmState,
 };
+use std::path::Path;
 use std::time::Duration;
 
 /// Quits in order, without asking the guest.
@@ -19,6 +21,7 @@ fn a_disk() -> DeviceConfig {
 async fn all_refused_but_allowed(hypervisor: &dyn Hypervisor, config: &VmConfig) {
     use crate::Operation as O;
     let state = hypervisor.state();
+    let nowhere = Path::new("/nonexistent/saved");
     let check = |operation: O, refused: bool| {
         assert!(refused, "{operation:?} must be refused in state {state}");
         assert_eq!(hypervisor.state(), state, "a refused {operation:?} changed the state");
@@ -33,6 +36,8 @@ async fn all_refused_but_allowed(hypervisor: &dyn Hypervisor, config: &VmConfig)
         O::Resize,
         O::Metrics,
         O::AgentChannel,
+        O::Save,
+        O::Restore,
     ] {
         if state.allows(operation) {
             continue;
@@ -47,7 +52,14 @@ async fn all_refused_but_allowed(hypervisor: &dyn Hypervisor, config: &VmConfig)
             O::Resize => is_wrong_state(&within(hypervisor.resize(ResizeRequest::default())).await),
             O::Metrics => is_wrong_state(&within(hypervisor.metrics()).await),
             O::AgentChannel => is_wrong_state(&hypervisor.agent_channel()),
-            O::Stop | O::Save | O::Restore => true,
+            // The state comes first, so nothing is said of a directory that is not there.
+            O::Save | O::Restore => match snapshots(hypervisor) {
+                Some(snapshots) if operation == O::Save => is_wrong_state(&within(snapshots.save(nowhere)).await),
+                Some(snapshots) => is_wrong_state(&within(snapshots.restore(nowhere)).await),
+                // There is nothing to call.
+                None => true,
+            },
+            O::Stop => true,
         };
         check(operation, refused);
     }

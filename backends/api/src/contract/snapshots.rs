@@ -6,7 +6,7 @@ use crate::{DeviceConfig, ExitCause, Hypervisor, HypervisorError, MiB, Snapshots
 use std::path::Path;
 
 /// The ability, or that it is denied as a whole.
-fn snapshots(vm: &dyn Hypervisor) -> Option<&dyn Snapshots> {
+pub(super) fn snapshots(vm: &dyn Hypervisor) -> Option<&dyn Snapshots> {
     let snapshots = vm.snapshots();
     assert_eq!(vm.capabilities().snapshots, snapshots.is_some());
     snapshots

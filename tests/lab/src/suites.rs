@@ -70,17 +70,21 @@ pub const SUITES: &[Suite] = &[
         ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu")
     },
     kvm("life_cycle", ""),
+    kvm("oci_life_cycle", ""),
+    kvm("oci_linux", ""),
+    kvm("oci_mounts", ""),
+    kvm("oci_process", ""),
     kvm("oci_resources", ""),
-    // Of each of the larger programs what makes most of its calls: all of them take three quarters of an hour in lab
-    // hosts.
+    kvm("bad_input", ""),
+    kvm("rollback", ""),
+    kvm("crash", ""),
+    kvm("hooks", ""),
+    kvm("network", "table::"),
+    // Of each of the larger programs what makes most of its calls: with all of them a run takes twice as long.
+    kvm("network", "engines::what_a_prestart"),
     kvm("containerd", "a_detached_container"),
     kvm("cri", "exec_and_attach"),
     kvm("podman", "a_container_has"),
-    kvm("hooks", "hooks_of_every_kind"),
-    kvm("network", "engines::what_a_prestart"),
-    kvm("network", "table::a_link_that_stays"),
-    kvm("crash", "a_machine_killed_while_the_container_runs"),
-    kvm("crash", "a_supervisor_killed_while_the_container_runs"),
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu") },
     Suite { always: false, ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-tests") },
     Suite { always: false, ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-tests") },

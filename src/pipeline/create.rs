@@ -3,7 +3,7 @@
 use super::steps::{
     AskFactory, BeginCgroup, BeginJoin, Bundle, Commit, ConnectAgent, ConnectNetwork, CreateInGuest, CreationHooks,
     GuestReady, Machine, MachineBegun, MakeShare, OneContainer, OpenStdio, PrepareNamespace, ReadBundle, RescanNetwork,
-    ReserveId, ResolveRootfs, SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
+    ReserveId, ResolveRootfs, Rootfs, SetGuestNetwork, ShareFiles, StartMachine, guest_share, sandbox_shm,
 };
 use super::{Runner, SharedJournal, StepFailure, UndoFailure, UndoStack};
 use crate::actors::factory::{Acquire, Acquired};
@@ -290,12 +290,7 @@ async fn sandbox_steps(
         journal,
     };
     let begun = runner.run(begin, sandbox_undo).await?;
-    let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
-    let reserved = runner.run(reserve, container_undo).await?;
-    let stdio = runner.run(open_stdio(facilities, &request), container_undo).await?;
-    let resolve =
-        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
-    let rootfs = runner.run(resolve, container_undo).await?;
+    let (reserved, stdio, rootfs) = host_side(facilities, id, &request, &bundle, runner, container_undo).await?;
     let factory = &config.factory;
     let ask = AskFactory {
         factory: facilities.factory.clone(),
@@ -369,6 +364,24 @@ async fn sandbox_steps(
     Ok((sandbox, container))
 }
 
+/// What every container has on the host before it is made in the guest: its name, its streams, its root.
+async fn host_side(
+    facilities: &Facilities,
+    id: &SandboxId,
+    request: &CreateRequest,
+    bundle: &Bundle,
+    runner: &Runner,
+    undo: &mut UndoStack,
+) -> Result<(ContainerRecord, HostStdio, Rootfs), StepFailure> {
+    let reserve = ReserveId { store: facilities.store.clone(), record: record(id, request, bundle) };
+    let reserved = runner.run(reserve, undo).await?;
+    let stdio = runner.run(open_stdio(facilities, request), undo).await?;
+    let resolve =
+        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
+    let rootfs = runner.run(resolve, undo).await?;
+    Ok((reserved, stdio, rootfs))
+}
+
 async fn container_steps(
     facilities: &Arc<Facilities>,
     id: &SandboxId,
@@ -387,12 +400,7 @@ async fn container_steps(
     };
     let bundle = runner.run(read, undo).await?;
     runner.run(SameSandbox { sandbox: id, bundle: &bundle }, undo).await?;
-    let reserve = ReserveId { store: store.clone(), record: record(id, &request, &bundle) };
-    let reserved = runner.run(reserve, undo).await?;
-    let stdio = runner.run(open_stdio(facilities, &request), undo).await?;
-    let resolve =
-        ResolveRootfs { spec: bundle.spec.clone(), bundle: request.bundle.clone(), mounts: request.rootfs.clone() };
-    let rootfs = runner.run(resolve, undo).await?;
+    let (reserved, stdio, rootfs) = host_side(facilities, id, &request, &bundle, runner, undo).await?;
     in_guest(&sandbox, &request, &bundle, rootfs, runner, undo).await?;
     // The original runs a further container's hooks once it exists in the guest; their failure removes it.
     let hooks = creation_hooks(facilities, &request, &bundle, &sandbox.netns, runner);
@@ -415,7 +423,7 @@ async fn in_guest(
     sandbox: &SharedSandbox,
     request: &CreateRequest,
     bundle: &Bundle,
-    rootfs: super::steps::Rootfs,
+    rootfs: Rootfs,
     runner: &Runner,
     undo: &mut UndoStack,
 ) -> Result<(), StepFailure> {

@@ -4,6 +4,19 @@ use std::time::Duration;
 
 use stockade_tests::harness::{Bundle, HostState, Stockade};
 
+/// The steps before the hooks, by which no hook has run.
+const BEFORE_THE_HOOKS: [&str; 9] = [
+    "bundle",
+    "configuration",
+    "begin-cgroup",
+    "reserve-id",
+    "stdio",
+    "rootfs",
+    "factory",
+    "share",
+    "network-namespace",
+];
+
 /// Lets the step fail when it is done, so that its own work is undone as well.
 fn fails_at(stockade: &Stockade, step: &str) {
     let before = HostState::capture(stockade);
@@ -22,35 +35,17 @@ fn fails_at(stockade: &Stockade, step: &str) {
     assert!(failure.contains(step) && failure.contains("injected"), "{step}: {failure}");
     before.assert_same(stockade);
     // The hooks began from their own step on.
-    let before_hooks = [
-        "bundle",
-        "configuration",
-        "begin-cgroup",
-        "reserve-id",
-        "stdio",
-        "rootfs",
-        "factory",
-        "share",
-        "network-namespace",
-    ];
-    assert_eq!(witness.exists(), !before_hooks.contains(&step), "{step}: poststop hooks run once the first hook began");
+    assert_eq!(
+        witness.exists(),
+        !BEFORE_THE_HOOKS.contains(&step),
+        "{step}: poststop hooks run once the first hook began"
+    );
 }
 
 #[test]
 fn a_failure_before_the_machine_leaves_nothing() {
     let stockade = Stockade::new();
-    for step in [
-        "bundle",
-        "configuration",
-        "begin-cgroup",
-        "reserve-id",
-        "stdio",
-        "rootfs",
-        "factory",
-        "share",
-        "network-namespace",
-        "hooks",
-    ] {
+    for step in BEFORE_THE_HOOKS.into_iter().chain(["hooks"]) {
         fails_at(&stockade, step);
     }
 }

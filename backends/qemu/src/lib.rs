@@ -38,7 +38,6 @@ pub struct QemuBackend {
     binary: PathBuf,
     acceleration: Acceleration,
     kvm: KvmProbe,
-    tsc: Arc<TscSample>,
 }
 
 /// Begins to measure what an emulated guest is told of the host's clock; the longer before the first machine's start, the
@@ -54,22 +53,16 @@ impl QemuBackend {
     /// # Errors
     /// [`HypervisorError::Config`] when QEMU is missing, or KVM is asked for and cannot run stock guests.
     pub fn new(options: QemuOptions) -> Result<Self, HypervisorError> {
-        let tsc = TscSample::first();
+        look_ahead();
         let binary = options.find_binary()?;
         let kvm = options.probe();
         let acceleration = options.acceleration(&kvm)?;
-        Ok(Self { options: Arc::new(options), binary, acceleration, kvm, tsc: Arc::new(tsc) })
+        Ok(Self { options: Arc::new(options), binary, acceleration, kvm })
     }
 
     /// A new machine, which takes nothing of the host before it starts.
     pub fn machine(&self) -> Qemu {
-        Qemu::new(
-            Arc::clone(&self.options),
-            self.binary.clone(),
-            self.acceleration,
-            Arc::clone(&self.tsc),
-            self.capabilities(),
-        )
+        Qemu::new(Arc::clone(&self.options), self.binary.clone(), self.acceleration, self.capabilities())
     }
 
     /// QEMU's program.

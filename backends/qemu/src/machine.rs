@@ -38,7 +38,6 @@ struct Shared {
     options: Arc<QemuOptions>,
     binary: PathBuf,
     acceleration: Acceleration,
-    tsc: Arc<TscSample>,
     capabilities: Capabilities,
     life: Life<Running, Option<usize>>,
 }
@@ -85,7 +84,7 @@ impl Shared {
         let launched = match checked {
             Ok(()) => {
                 let tsc_khz = match self.acceleration {
-                    Acceleration::Tcg => Some(self.tsc.khz().await),
+                    Acceleration::Tcg => Some(TscSample::first().khz().await),
                     // The hypervisor tells it.
                     Acceleration::Kvm => None,
                 };
@@ -214,11 +213,10 @@ impl Qemu {
         options: Arc<QemuOptions>,
         binary: PathBuf,
         acceleration: Acceleration,
-        tsc: Arc<TscSample>,
         capabilities: Capabilities,
     ) -> Self {
         let life = Life::new(NAME, END_WAIT);
-        Self { shared: Arc::new(Shared { options, binary, acceleration, tsc, capabilities, life }) }
+        Self { shared: Arc::new(Shared { options, binary, acceleration, capabilities, life }) }
     }
 
     /// Pauses or resumes.

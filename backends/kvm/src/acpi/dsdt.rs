@@ -1,7 +1,8 @@
 //! The devices that cannot be found otherwise: console, virtio slots, vCPUs that may come, and the event device.
 //!
-//! All slots are children of one container, those that are free at boot in a table of their own ([`super`]). Linux takes hot-plug notifications for containers, processors and memory only;
-//! told to look at the container's bus, it finds children that have come.
+//! All slots are children of one container, those that are free at boot in a table of their own ([`super`]). Linux takes
+//! hot-plug notifications for containers, processors and memory only; told to look at the container's bus, it finds children
+//! that have come.
 
 use std::ops::Range;
 

@@ -101,17 +101,25 @@ fn section(flags: u64, address: u64, offset: u64, size: u64, in_file: bool) -> V
     header
 }
 
+/// Adds the table of sections to an ELF file.
+fn add_sections(bytes: &mut Vec<u8>, sections: &[Vec<u8>]) {
+    let table = bytes.len() as u64;
+    bytes.extend(sections.concat());
+    bytes[40..48].copy_from_slice(&table.to_le_bytes());
+    bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
+    bytes[60..62].copy_from_slice(&u16::try_from(sections.len()).unwrap().to_le_bytes());
+}
+
 #[test]
 fn what_no_section_has_in_the_file_is_left_zero_and_code_is_copied() {
     let segments = [Segment { kind: 1, offset: 0x1000, address: 0x100_0000, in_file: 0x8000, in_memory: 0x8000 }];
     let mut bytes = elf_of(0x100_0000, &segments, &[9; 0x8000]);
-    let table = bytes.len() as u64;
-    bytes.extend(section(6, 0x100_0000, 0x1000, 0x2800, true));
-    bytes.extend(section(3, 0x100_5000, 0x6000, 0x1000, false));
-    bytes.extend(section(3, 0x100_6000, 0x7000, 0x2000, true));
-    bytes[40..48].copy_from_slice(&table.to_le_bytes());
-    bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
-    bytes[60..62].copy_from_slice(&3u16.to_le_bytes());
+    let sections = [
+        section(6, 0x100_0000, 0x1000, 0x2800, true),
+        section(3, 0x100_5000, 0x6000, 0x1000, false),
+        section(3, 0x100_6000, 0x7000, 0x2000, true),
+    ];
+    add_sections(&mut bytes, &sections);
     let file = file_of(&bytes);
     let parts = inspect(&file).unwrap().parts;
     assert_eq!(
@@ -131,15 +139,14 @@ fn what_no_section_has_in_the_file_is_left_zero_and_code_is_copied() {
 fn a_page_of_two_sections_comes_with_the_first() {
     let segments = [Segment { kind: 1, offset: 0x1000, address: 0x100_0000, in_file: 0x8000, in_memory: 0x8000 }];
     let mut bytes = elf_of(0x100_0000, &segments, &[9; 0x8000]);
-    let table = bytes.len() as u64;
-    bytes.extend(section(6, 0x100_0000, 0x1000, 0x2800, true));
-    bytes.extend(section(2, 0x100_2800, 0x3800, 0x800, true));
-    bytes.extend(section(2, 0x100_3000, 0x4000, 0x2010, true));
-    bytes.extend(section(6, 0x100_5010, 0x6010, 0x10, true));
-    bytes.extend(section(6, 0x100_7000, 0x8000, 0x1000, true));
-    bytes[40..48].copy_from_slice(&table.to_le_bytes());
-    bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
-    bytes[60..62].copy_from_slice(&5u16.to_le_bytes());
+    let sections = [
+        section(6, 0x100_0000, 0x1000, 0x2800, true),
+        section(2, 0x100_2800, 0x3800, 0x800, true),
+        section(2, 0x100_3000, 0x4000, 0x2010, true),
+        section(6, 0x100_5010, 0x6010, 0x10, true),
+        section(6, 0x100_7000, 0x8000, 0x1000, true),
+    ];
+    add_sections(&mut bytes, &sections);
     assert_eq!(
         inspect(&file_of(&bytes)).unwrap().parts,
         [
@@ -155,15 +162,14 @@ fn huge_pages_of_little_room_are_known() {
     // In memory: code, room of more than half a huge page, room next to code, and room alone.
     let segment = Segment { kind: 1, offset: 0x1000, address: 0x100_0000, in_file: 0x1000, in_memory: 0xa0_0000 };
     let mut bytes = elf_of(0x100_0000, &[segment], &[9; 0x1000]);
-    let table = bytes.len() as u64;
-    bytes.extend(section(6, 0x100_0000, 0x1000, 0x1000, true));
-    bytes.extend(section(3, 0x120_0000, 0x2000, 0x12_0000, false));
-    bytes.extend(section(3, 0x100_1000, 0x2000, 0x1000, false));
-    bytes.extend(section(3, 0x160_0000, 0x2000, 0x3_0000, false));
-    bytes.extend(section(3, 0x200_0000, 0x2000, 0x3_0000, false));
-    bytes[40..48].copy_from_slice(&table.to_le_bytes());
-    bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
-    bytes[60..62].copy_from_slice(&5u16.to_le_bytes());
+    let sections = [
+        section(6, 0x100_0000, 0x1000, 0x1000, true),
+        section(3, 0x120_0000, 0x2000, 0x12_0000, false),
+        section(3, 0x100_1000, 0x2000, 0x1000, false),
+        section(3, 0x160_0000, 0x2000, 0x3_0000, false),
+        section(3, 0x200_0000, 0x2000, 0x3_0000, false),
+    ];
+    add_sections(&mut bytes, &sections);
     let file = file_of(&bytes);
     assert_eq!(inspect(&file).unwrap().hardly_used, [0x160_0000]);
     load(&memory(), LOW_END, &file, None, "").unwrap();
@@ -257,13 +263,9 @@ proptest! {
         sections in proptest::collection::vec(prop_oneof![any::<[u64; 4]>(), [0u64..8, 0u64..0x500_0000, 0u64..0x4000, 0u64..0x4000]], 0..5)
     ) {
         let mut bytes = elf_of(entry, &segments, &[3; 9000]);
-        let table = bytes.len() as u64;
-        bytes[40..48].copy_from_slice(&table.to_le_bytes());
-        bytes[58..60].copy_from_slice(&64u16.to_le_bytes());
-        bytes[60..62].copy_from_slice(&u16::try_from(sections.len()).unwrap().to_le_bytes());
-        for [flags, address, offset, size] in sections {
-            bytes.extend(section(flags | 2, address, offset, size, flags % 3 > 0));
-        }
+        let header = |[flags, address, offset, size]: [u64; 4]| section(flags | 2, address, offset, size, flags % 3 > 0);
+        let sections: Vec<_> = sections.into_iter().map(header).collect();
+        add_sections(&mut bytes, &sections);
         let file = file_of(&bytes);
         if let Ok(loaded) = load(&memory(), LOW_END, &file, None, "") {
             prop_assert!(loaded.extent.start >= HIGH_MEMORY && loaded.extent.end <= LOW_END);

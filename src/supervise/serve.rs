@@ -35,7 +35,7 @@ use tracing::Level;
 /// A supervisor that nobody asks to create anything ends after this time.
 const UNUSED: Duration = Duration::from_secs(30);
 /// What the last answers get to leave the socket.
-const FLUSH: Duration = Duration::from_millis(20);
+const FLUSH: Duration = Duration::from_secs(2);
 /// How long a supervisor with nothing left waits for containerd to say that it may end.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long it tries to tell containerd the last events.
@@ -264,7 +264,8 @@ async fn serve_until_gone(
         tracing::warn!("nobody asks for a container; ending");
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), busy.wait_for(|calls| *calls == 0)).await;
-    tokio::time::sleep(FLUSH).await;
+    // Ends when each connection's writer has written what it was given.
+    let _ = tokio::time::timeout(FLUSH, server.shutdown()).await;
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! The agent inside a sandbox's virtual machine.
 //!
 //! One static program with several roles: the server of the supervisor's calls (as the guest's init, or
-//! started by the guest's init), and, re-executed by itself, what must be a process of its own: the helper in
-//! which libcontainer forks, the first process of a shared pid namespace, and a hook.
+//! started by the guest's init); forked off before it has threads, the zygote of the helpers in which libcontainer
+//! forks; and, re-executed by itself, the first process of a shared pid namespace, and a hook.
 
 mod cgroup;
 mod container;
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args.as_slice() {
-        [container::launch::HELPER] => container::helper::run(),
+        [container::zygote::ZYGOTE] => container::zygote::run_executed(),
         [sandbox::PID_NAMESPACE] => sandbox::make_pid_namespace().map_err(anyhow::Error::from),
         [sandbox::PAUSE] => sandbox::pause().map_err(anyhow::Error::from),
         [container::spec::MAKE_DIRECTORY, root, path] => make_directory(Path::new(root), Path::new(path)),

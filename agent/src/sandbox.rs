@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 
+use crate::container::launch::Launcher;
 use crate::container::spec::{SELF, Surroundings};
+use crate::container::zygote::Zygote;
 use crate::container::{Container, ContainerError, check_id};
 use crate::kernel_params::Options;
 use crate::mounts::Storages;
@@ -28,6 +30,7 @@ const MAX_CONTAINERS: usize = 1024;
 pub(crate) struct Sandbox {
     pub(crate) options: Options,
     pub(crate) reaper: Reaper,
+    pub(crate) launcher: Launcher,
     pub(crate) storages: Mutex<Storages>,
     /// Asks the main task to end.
     pub(crate) ended: Notify,
@@ -51,10 +54,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Sandbox {
     /// A sandbox without containers.
-    pub(crate) fn new(options: Options, reaper: Reaper) -> Arc<Sandbox> {
+    pub(crate) fn new(options: Options, reaper: Reaper, zygote: Zygote) -> Arc<Sandbox> {
         let (oom_sender, oom_events) = mpsc::channel(OOM_EVENTS);
         Arc::new(Sandbox {
             options,
+            launcher: Launcher::new(reaper.clone(), zygote),
             reaper,
             storages: Mutex::default(),
             ended: Notify::new(),

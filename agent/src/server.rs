@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::container::zygote::Zygote;
 use crate::kernel_params::Options;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
@@ -22,6 +23,8 @@ const FAREWELL: std::time::Duration = std::time::Duration::from_millis(100);
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let is_init = std::process::id() == 1 && Path::new("/proc/self/exe").symlink_metadata().is_err();
     let problems = if is_init { Some(init::prepare()) } else { None };
+    // Before there are threads.
+    let Some(zygote) = Zygote::fork()? else { return Ok(()) };
     // A guest's kernel command line is its configuration; elsewhere arguments of the same form are.
     let in_guest = is_init || arguments.is_empty();
     let command_line =
@@ -54,7 +57,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         .max_blocking_threads(16)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(options, is_init))?;
+    runtime.block_on(serve(options, is_init, zygote))?;
     // Blocking work that hangs must not keep the machine.
     runtime.shutdown_background();
     if is_init {
@@ -63,7 +66,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn serve(options: Options, is_init: bool) -> Result<()> {
+async fn serve(options: Options, is_init: bool, zygote: Zygote) -> Result<()> {
     let reaper = Reaper::default();
     tokio::spawn(reaper.clone().run());
     if is_init && let Err(e) = network::bring_up_loopback().await {
@@ -76,7 +79,7 @@ async fn serve(options: Options, is_init: bool) -> Result<()> {
     if options.debug_console {
         log::warning!("this agent offers no debug console");
     }
-    let sandbox = Sandbox::new(options, reaper);
+    let sandbox = Sandbox::new(options, reaper, zygote);
     let mut server =
         ttrpc::r#async::Server::new().bind(&address).with_context(|| format!("cannot listen on {address}"))?;
     for service in rpc::services(&sandbox) {

@@ -87,6 +87,66 @@ pub(crate) fn may_execute(path: &Path) -> io::Result<()> {
     nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).map_err(io::Error::from)
 }
 
+/// Forks. The child's number; nothing in the child.
+///
+/// To be called while the process has one thread: then the child may do what its parent may.
+pub(crate) fn fork() -> Result<Option<i32>, Errno> {
+    // SAFETY: with one thread no lock can be held by another one, which the child would lack.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw())),
+        nix::unistd::ForkResult::Child => Ok(None),
+    }
+}
+
+/// Where [`clone_sibling`] returns.
+pub(crate) enum Cloned {
+    /// In the caller: the new process's pidfd.
+    Parent(OwnedFd),
+    /// In the new process.
+    Child,
+}
+
+/// As [`fork`], but the new process is a child of the caller's parent. See clone(2), `CLONE_PARENT` and `CLONE_PIDFD`.
+pub(crate) fn clone_sibling() -> Result<Cloned, Errno> {
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD);
+    let mut pidfd: RawFd = -1;
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: without CLONE_VM and without a stack of its own the child goes on in a copy of this one's memory; with one
+    // thread it may do all that its parent may. The kernel writes the descriptor to `pidfd`, which outlives the call.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, none, &raw mut pidfd, none, none) } {
+        -1 => Err(Errno::last()),
+        0 => Ok(Cloned::Child),
+        _ => Ok(Cloned::Parent(adopt(pidfd))),
+    }
+}
+
+/// Kills a process by its pidfd; one that has ended takes it without effect.
+pub(crate) fn kill_by_descriptor(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open; a null pointer means the information that kill(2) would give.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0) } {
+        -1 if Errno::last() != Errno::ESRCH => Err(Errno::last()),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for the end of a process by its pidfd.
+pub(crate) fn wait_for_end(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    loop {
+        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Removes all variables from the environment; to be called while the process has one thread.
+pub(crate) fn clear_environment() {
+    // SAFETY: with one thread nobody reads the environment meanwhile. The call cannot fail in glibc.
+    let _ = unsafe { libc::clearenv() };
+}
+
 /// Replaces the program of this process; returns only on failure.
 pub(crate) fn execute(program: &Path, args: &[CString], env: &[CString]) -> Errno {
     use std::os::unix::ffi::OsStrExt;

@@ -50,6 +50,7 @@ fn main() {
         a_container_can_be_paused
         the_container_sees_its_own_root_and_names
         processes_are_listed
+        a_zygote_that_was_killed_is_replaced
         limits_are_seen_in_the_container
         devices_open_as_the_rules_say
         device_rules_can_be_replaced
@@ -426,6 +427,31 @@ fn processes_are_listed() {
         let request = StatsContainerRequest { container_id: id.clone(), ..Default::default() };
         let stats = agent.calls.stats_container(context(), &request).await.expect("figures");
         assert!(stats.network_stats.iter().any(|network| network.name == "lo"));
+        agent.remove(&id).await;
+    });
+}
+
+fn a_zygote_that_was_killed_is_replaced() {
+    block_on(async {
+        let agent = agent().await;
+        // Sees all of the guest's processes, as one of them.
+        let in_the_guest = |spec: &mut serde_json::Value| {
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("a list");
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        };
+        let find = "grep -l '^stockade-zygote$' /proc/[0-9]*/comm";
+        let before = agent.script(find, in_the_guest).await.stdout;
+        assert_eq!(before.split_whitespace().count(), 1, "{before}");
+        let kill = format!("for comm in $({find}); do kill -9 $(echo ${{comm#/proc/}} | cut -d/ -f1); done");
+        assert_eq!(agent.script(&kill, in_the_guest).await.status, 0);
+        let after = agent.script(find, in_the_guest).await.stdout;
+        assert_eq!(after.split_whitespace().count(), 1, "{after}");
+        assert_ne!(before, after);
+        // And what it makes is as good.
+        let id = agent.run(&spec(&["sleep", "1000"])).await;
+        let exec_id = agent.exec(&id, process(&["cat", "/proc/self/environ"])).await.expect("run");
+        let output = agent.output(&id, &exec_id).await;
+        assert_eq!((output.status, output.stdout.as_str()), (0, "PATH=/bin:/usr/bin\0TERM=xterm\0HOME=/root\0"));
         agent.remove(&id).await;
     });
 }

@@ -1,8 +1,7 @@
-//! The helper's side: a single-threaded re-exec of the agent in which libcontainer may fork.
+//! The helper's side: a process with one thread, a clone of the zygote, in which libcontainer may fork.
 
-use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -21,14 +20,8 @@ use super::report::{ReportErrors, Reporter};
 /// What a container gets when its specification sets no RLIMIT_NOFILE: soft, hard.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
-/// Serves one request that comes by standard input.
-pub(crate) fn run() -> Result<()> {
-    let socket: OwnedFd = crate::sys::borrow_stdin().try_clone_to_owned().context("no standard input")?;
-    let mut socket = UnixStream::from(socket);
-    // A process that gets no stdin must not inherit the socket.
-    let null = File::open("/dev/null").context("cannot open /dev/null")?;
-    nix::unistd::dup2(std::os::fd::AsRawFd::as_raw_fd(&null.as_fd()), 0).context("cannot replace standard input")?;
-
+/// Serves one request that comes by the socket.
+pub(super) fn run(mut socket: UnixStream) -> Result<()> {
     let (request, fds): (Request, _) = receive(&mut socket).context("no request")?;
     let answer = match perform(request, fds) {
         Ok(pid) => Answer::Pid(pid),

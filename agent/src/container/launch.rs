@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,13 +15,11 @@ use tokio::task::spawn_blocking;
 
 use super::protocol::{Action, Answer, Execution, Request, Streams, receive, send};
 use super::report::Report;
-use super::spec::SELF;
+use super::zygote::Zygote;
 use super::{ContainerError, Process};
-use crate::reaper::Reaper;
+use crate::reaper::{ExitWatch, Reaper};
 use crate::stdio::{Channel, Input, Output};
 
-/// Argument by which the agent, re-executed, is a helper.
-pub(crate) const HELPER: &str = "container";
 /// Longest time that making a container may take, hooks included.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(120);
 /// Most that is read of a report.
@@ -164,75 +161,90 @@ impl Console {
     }
 }
 
-/// Starts a process; it is known to the reaper before it can be reaped.
-pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<(Process, ReportReader), ContainerError> {
-    let mut wiring = wire(&launch)?;
-    let (report_read, report_write) = io::pipe().map_err(broken("make the report pipe"))?;
-    let (report_read, report_write) = (OwnedFd::from(report_read), OwnedFd::from(report_write));
-    for fd in [&report_read, &report_write] {
-        fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .map_err(|errno| broken("make the report pipe")(errno.into()))?;
+/// Starts the processes of containers. Clones share one zygote.
+#[derive(Clone)]
+pub(crate) struct Launcher {
+    reaper: Reaper,
+    zygote: Arc<Zygote>,
+}
+
+impl Launcher {
+    pub(crate) fn new(reaper: Reaper, zygote: Zygote) -> Launcher {
+        Launcher { reaper, zygote: Arc::new(zygote) }
     }
-    let report = ReportReader(crate::sys::watch(report_read).map_err(broken("watch the report pipe"))?);
 
-    let request = Request {
-        id: launch.id.to_owned(),
-        state_dir: launch.state_dir.to_owned(),
-        action: launch.action,
-        console_socket: wiring.console.as_ref().map(|console| console.path.clone()),
-        streams: wiring.streams,
-        execution: launch.execution,
-    };
-    let (ours, theirs) = UnixStream::pair().map_err(broken("make a socket pair"))?;
-    ours.set_read_timeout(Some(LAUNCH_LIMIT)).map_err(broken("set a deadline"))?;
-    // Nothing is awaited between spawning and registering.
-    let helper = Command::new(SELF)
-        .arg0_and_arg(HELPER)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(broken("start the helper"))?;
-    let helper_pid = helper.id().cast_signed();
-    let mut helper_exit = reaper.register(helper_pid);
-
-    let mut fds = vec![report_write];
-    fds.append(&mut wiring.theirs);
-    let exchange = spawn_blocking(move || {
-        let mut socket = ours;
-        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
-        send(&mut socket, &request, &borrowed)?;
-        // The process's ends must be open in the process only.
-        drop(fds);
-        let (answer, _): (Answer, _) = receive(&mut socket)?;
-        Ok::<_, io::Error>((answer, socket))
-    });
-    let outcome = exchange.await.map_err(|e| broken("talk to the helper")(io::Error::other(e)))?;
-    let (pid, socket) = match outcome {
-        Ok((Answer::Pid(pid), socket)) => (pid, socket),
-        Ok((Answer::Failed(text), socket)) => {
-            drop(socket);
-            crate::reaper::wait(&mut helper_exit).await;
-            return Err(ContainerError::Refused(report.so_far().explain(&text)));
+    /// Starts a process; it is known to the reaper before it can be reaped.
+    pub(crate) async fn launch(&self, launch: Launch<'_>) -> Result<(Process, ReportReader), ContainerError> {
+        let mut wiring = wire(&launch)?;
+        let (report_read, report_write) = io::pipe().map_err(broken("make the report pipe"))?;
+        let (report_read, report_write) = (OwnedFd::from(report_read), OwnedFd::from(report_write));
+        for fd in [&report_read, &report_write] {
+            fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(|errno| broken("make the report pipe")(errno.into()))?;
         }
-        Err(source) => {
-            // It may hang in a hook; it has not been reaped, since its end is not known.
-            if helper_exit.borrow().is_none() {
-                let _ = crate::sys::send_signal(helper_pid, libc::SIGKILL);
-            }
-            let text = format!("the helper gave no answer ({source})");
-            return Err(ContainerError::Refused(report.so_far().explain(&text)));
-        }
-    };
-    let exit = reaper.register(pid);
-    // Now the helper may end and leave the process to us.
-    drop(socket);
+        let report = ReportReader(crate::sys::watch(report_read).map_err(broken("watch the report pipe"))?);
 
+        let request = Request {
+            id: launch.id.to_owned(),
+            state_dir: launch.state_dir.to_owned(),
+            action: launch.action,
+            console_socket: wiring.console.as_ref().map(|console| console.path.clone()),
+            streams: wiring.streams,
+            execution: launch.execution,
+        };
+        let mut fds = vec![report_write];
+        fds.append(&mut wiring.theirs);
+        let zygote = Arc::clone(&self.zygote);
+        let exchange = spawn_blocking(move || {
+            let (socket, helper) = zygote.helper().map_err(broken("start the helper"))?;
+            exchange(socket, &helper, &request, fds).map_err(|source| {
+                // It may hang in a hook.
+                let _ = crate::sys::kill_by_descriptor(helper.as_fd());
+                ContainerError::Refused(format!("the helper gave no answer ({source})"))
+            })
+        });
+        let outcome = exchange.await.map_err(|e| broken("talk to the helper")(io::Error::other(e)))?;
+        let explained = |e| match e {
+            ContainerError::Refused(text) => ContainerError::Refused(report.so_far().explain(&text)),
+            other => other,
+        };
+        let (pid, socket) = match outcome.map_err(explained)? {
+            (Answer::Pid(pid), socket) => (pid, socket),
+            (Answer::Failed(text), _) => return Err(ContainerError::Refused(report.so_far().explain(&text))),
+        };
+        let exit = self.reaper.register(pid);
+        // Now the helper may end and leave the process to us.
+        drop(socket);
+        finish(wiring, pid, exit, launch.uid).map(|process| (process, report))
+    }
+}
+
+/// What the helper answers. One that has failed has ended; the other one waits for the end of the socket.
+fn exchange(
+    mut socket: UnixStream,
+    helper: &OwnedFd,
+    request: &Request,
+    fds: Vec<OwnedFd>,
+) -> io::Result<(Answer, UnixStream)> {
+    socket.set_read_timeout(Some(LAUNCH_LIMIT))?;
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
+    send(&mut socket, request, &borrowed)?;
+    // The process's ends must be open in the process only.
+    drop(fds);
+    let (answer, _): (Answer, _) = receive(&mut socket)?;
+    if let Answer::Failed(_) = answer {
+        socket.shutdown(std::net::Shutdown::Both)?;
+        crate::sys::wait_for_end(helper.as_fd())?;
+    }
+    Ok((answer, socket))
+}
+
+/// Puts the agent's side of a process together; kills the process when that fails.
+fn finish(mut wiring: Wiring, pid: i32, exit: ExitWatch, uid: u32) -> Result<Process, ContainerError> {
     let stream = |fd: Option<OwnedFd>| fd.map(Channel::new).transpose();
     let built = (|| {
         let terminal = match &wiring.console {
-            Some(console) => Some(take_terminal(console, launch.uid)?),
+            Some(console) => Some(take_terminal(console, uid)?),
             None => None,
         };
         let terminal = stream(terminal)?;
@@ -253,14 +265,10 @@ pub(crate) async fn launch(reaper: &Reaper, launch: Launch<'_>) -> Result<(Proce
             terminal,
         })
     })();
-    match built {
-        Ok(process) => Ok((process, report)),
-        Err(e) => {
-            // Registered and not reaped: the number is still its own.
-            let _ = crate::sys::send_signal(pid, libc::SIGKILL);
-            Err(e)
-        }
-    }
+    built.inspect_err(|_| {
+        // Registered and not reaped: the number is still its own.
+        let _ = crate::sys::send_signal(pid, libc::SIGKILL);
+    })
 }
 
 fn take_terminal(console: &Console, uid: u32) -> Result<OwnedFd, ContainerError> {
@@ -270,15 +278,4 @@ fn take_terminal(console: &Console, uid: u32) -> Result<OwnedFd, ContainerError>
         let _ = nix::unistd::fchown(peer.as_raw_fd(), Some(uid.into()), None);
     }
     Ok(terminal)
-}
-
-trait SelfCommand {
-    fn arg0_and_arg(&mut self, role: &str) -> &mut Command;
-}
-
-impl SelfCommand for Command {
-    fn arg0_and_arg(&mut self, role: &str) -> &mut Command {
-        use std::os::unix::process::CommandExt as _;
-        self.arg0("stockade-agent").arg(role)
-    }
 }

@@ -14,12 +14,13 @@ pub(crate) mod copy_up;
 mod error;
 mod executor;
 pub(crate) mod guest_hooks;
-pub(crate) mod helper;
+mod helper;
 pub(crate) mod launch;
 mod protocol;
 mod report;
 pub(crate) mod spec;
 mod users;
+pub(crate) mod zygote;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -37,10 +38,10 @@ use tokio::time::timeout;
 
 use crate::cgroup::Cgroup;
 use crate::devices::{DeviceMap, Program};
-use crate::reaper::{ExitWatch, Reaper};
+use crate::reaper::ExitWatch;
 use crate::stdio::{Channel, Input, Output};
 pub(crate) use error::ContainerError;
-use launch::{Launch, ReportReader, launch};
+use launch::{Launch, Launcher, ReportReader};
 use protocol::Action;
 use spec::Prepared;
 
@@ -171,14 +172,14 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, ContainerError> {
 
 /// Makes a container up to the point before its program runs. On failure nothing of it is left.
 pub(crate) async fn create(
-    reaper: &Reaper,
+    launcher: &Launcher,
     id: &str,
     prepared: Prepared,
     storages: Vec<PathBuf>,
     pipe_size: Option<usize>,
 ) -> Result<Arc<Container>, ContainerError> {
     let cgroup = Cgroup::of_container(id);
-    let result = try_create(reaper, id, prepared, storages, pipe_size, &cgroup).await;
+    let result = try_create(launcher, id, prepared, storages, pipe_size, &cgroup).await;
     if result.is_err() {
         clean_up(id, &cgroup).await;
     }
@@ -186,7 +187,7 @@ pub(crate) async fn create(
 }
 
 async fn try_create(
-    reaper: &Reaper,
+    launcher: &Launcher,
     id: &str,
     prepared: Prepared,
     storages: Vec<PathBuf>,
@@ -218,9 +219,8 @@ async fn try_create(
     cgroup.create()?;
     let devices = cgroup.load_devices(&device_filter)?;
     cgroup.attach_devices(&devices, None)?;
-    let (init, report) = launch(
-        reaper,
-        Launch {
+    let (init, report) = launcher
+        .launch(Launch {
             id,
             state_dir: &state_dir,
             action: Action::Create { bundle },
@@ -228,9 +228,8 @@ async fn try_create(
             terminal: process.and_then(|p| p.terminal()).unwrap_or(false),
             uid: process.map_or(0, |p| p.user().uid()),
             pipe_size,
-        },
-    )
-    .await?;
+        })
+        .await?;
     let rootfs = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
     let container = Arc::new(Container {
         id: id.to_owned(),
@@ -360,7 +359,7 @@ impl Container {
     /// Runs a further process in it.
     pub(crate) async fn exec(
         &self,
-        reaper: &Reaper,
+        launcher: &Launcher,
         exec_id: &str,
         process: OciProcess,
         string_user: Option<&StringUser>,
@@ -375,7 +374,7 @@ impl Container {
         }
         self.reserve(exec_id)?;
         let file = bundle_dir(&self.id).join(format!("exec-{exec_id}.json"));
-        let result = self.try_exec(reaper, process, string_user, pipe_size, &file).await;
+        let result = self.try_exec(launcher, process, string_user, pipe_size, &file).await;
         // Only the helper needed it.
         let _ = fs::remove_file(&file);
         let mut execs = locked(&self.execs);
@@ -394,7 +393,7 @@ impl Container {
 
     async fn try_exec(
         &self,
-        reaper: &Reaper,
+        launcher: &Launcher,
         process: OciProcess,
         string_user: Option<&StringUser>,
         pipe_size: Option<usize>,
@@ -405,9 +404,8 @@ impl Container {
             spec::prepare_process(process, self.seccomp.clone(), capabilities, &self.rootfs, string_user)?;
         spec::check_cwd(Path::new(&format!("/proc/{}/root", self.init.pid)), process.cwd())?;
         write_file(file, &to_json(&process)?)?;
-        let (process, _report) = launch(
-            reaper,
-            Launch {
+        let (process, _report) = launcher
+            .launch(Launch {
                 id: &self.id,
                 state_dir: &state_dir(),
                 action: Action::Exec { process: file.to_owned() },
@@ -415,9 +413,8 @@ impl Container {
                 terminal: process.terminal().unwrap_or(false),
                 uid: process.user().uid(),
                 pipe_size,
-            },
-        )
-        .await?;
+            })
+            .await?;
         Ok(process)
     }
 

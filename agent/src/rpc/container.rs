@@ -64,7 +64,7 @@ async fn try_create(sandbox: &Sandbox, request: CreateContainerRequest) -> Resul
     )
     .inspect_err(|_| release())?;
     let pipe_size = sandbox.options.pipe_size;
-    container::create(&sandbox.reaper, &request.container_id, prepared, storages.clone(), pipe_size)
+    container::create(&sandbox.launcher, &request.container_id, prepared, storages.clone(), pipe_size)
         .await
         .inspect_err(|_| release())
         .map_err(RpcError::from)

@@ -29,7 +29,7 @@ pub(super) async fn exec(sandbox: Arc<Sandbox>, request: ExecProcessRequest) -> 
     let process = process_from_proto(request.process.as_ref().ok_or_else(missing)?)?;
     let container = sandbox.container(&request.container_id)?;
     container
-        .exec(&sandbox.reaper, &request.exec_id, process, request.string_user.as_ref(), sandbox.options.pipe_size)
+        .exec(&sandbox.launcher, &request.exec_id, process, request.string_user.as_ref(), sandbox.options.pipe_size)
         .await?;
     Ok(())
 }

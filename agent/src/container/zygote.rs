@@ -1,0 +1,153 @@
+//! The zygote: a process with one thread, from which every helper is cloned.
+//!
+//! libcontainer forks, which the agent with its threads must not. A fork of a process that was made when the agent still
+//! had one thread costs a fraction of the agent's start anew: nothing is relocated, and what is not written to is shared.
+//!
+//! ```text
+//!   agent ──socket──▶ zygote ──clone──▶ helper, the agent's child
+//!     ▲                 │                  │
+//!     └──────pidfd──────┘      request, answer over the socket
+//! ```
+//! A zygote that was killed is replaced: by the agent's program, executed anew.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::protocol::{receive, send};
+use super::spec::SELF;
+use crate::sys::Cloned;
+
+/// Argument by which the agent, re-executed, is a zygote whose standard input is its socket.
+pub(crate) const ZYGOTE: &str = "zygote";
+/// What a process list calls a zygote and its clones.
+const NAME: &CStr = c"stockade-zygote";
+/// Longest time that one clone may take.
+const CLONE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Asks for one helper; comes with the helper's end of its socket.
+#[derive(Serialize, Deserialize)]
+struct Order;
+
+/// What came of it; comes with the helper's pidfd if there is a helper.
+#[derive(Serialize, Deserialize)]
+enum Made {
+    Helper,
+    Failed(String),
+}
+
+/// The agent's connection to its zygote.
+pub(crate) struct Zygote {
+    /// Nothing, when the zygote must be replaced.
+    socket: Mutex<Option<UnixStream>>,
+}
+
+impl Zygote {
+    /// Forks the zygote off. Returns twice: `None` in the zygote, when it has no more to do.
+    ///
+    /// Must be called while the process has one thread.
+    ///
+    /// # Errors
+    /// The system has no process or descriptor left.
+    pub(crate) fn fork() -> Result<Option<Zygote>> {
+        let (ours, theirs) = UnixStream::pair().context("cannot make the zygote's socket")?;
+        match crate::sys::fork().context("cannot fork the zygote")? {
+            Some(_) => Ok(Some(Zygote { socket: Mutex::new(Some(ours)) })),
+            None => {
+                drop(ours);
+                crate::sys::clear_environment();
+                run(theirs)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// A new helper, which waits for its request: the agent's end of its socket, and its pidfd. Blocks.
+    ///
+    /// # Errors
+    /// No helper could be cloned, and no new zygote be started.
+    pub(crate) fn helper(&self) -> io::Result<(UnixStream, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = &mut *socket
+            && let Ok(made) = ask(old, &theirs)
+        {
+            return Ok((ours, made?));
+        }
+        // Dropping the old one's socket ends it, should it only have been slow.
+        *socket = None;
+        let made = ask(socket.insert(execute()?), &theirs)??;
+        Ok((ours, made))
+    }
+}
+
+/// The outer error: the zygote is of no use. The inner one: it could not clone.
+fn ask(zygote: &mut UnixStream, helper: &UnixStream) -> io::Result<io::Result<OwnedFd>> {
+    zygote.set_read_timeout(Some(CLONE_LIMIT))?;
+    send(zygote, &Order, &[helper.as_fd()])?;
+    let (made, fds): (Made, Vec<OwnedFd>) = receive(zygote)?;
+    let missing = || io::Error::other("the zygote sent no descriptor");
+    Ok(match made {
+        Made::Helper => fds.into_iter().next().ok_or_else(missing),
+        Made::Failed(text) => Err(io::Error::other(text)),
+    })
+}
+
+fn execute() -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // Waited for by the reaper, as every child.
+    Command::new(SELF)
+        .arg0("stockade-agent")
+        .arg(ZYGOTE)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn()?;
+    Ok(ours)
+}
+
+/// The role of a zygote that was executed.
+pub(crate) fn run_executed() -> Result<()> {
+    let socket = crate::sys::borrow_stdin().try_clone_to_owned().context("no standard input")?;
+    run(UnixStream::from(socket))
+}
+
+/// The zygote's life, and in each helper the helper's.
+fn run(mut socket: UnixStream) -> Result<()> {
+    // A process that gets no standard stream must not inherit the agent's.
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
+    for stream in [0, 1] {
+        nix::unistd::dup2(null.as_raw_fd(), stream).context("cannot replace a standard stream")?;
+    }
+    drop(null);
+    nix::unistd::chdir("/").context("cannot enter the root directory")?;
+    let _ = nix::sys::prctl::set_name(NAME);
+    loop {
+        let (Order, fds) = match receive(&mut socket) {
+            Ok(order) => order,
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(e) => return Err(e).context("cannot receive an order"),
+        };
+        let helper = fds.into_iter().next().context("an order without a socket")?;
+        let (made, pidfd) = match crate::sys::clone_sibling() {
+            Ok(Cloned::Child) => {
+                drop(socket);
+                return super::helper::run(UnixStream::from(helper));
+            }
+            Ok(Cloned::Parent(pidfd)) => (Made::Helper, Some(pidfd)),
+            Err(errno) => (Made::Failed(format!("cannot clone a helper: {errno}")), None),
+        };
+        drop(helper);
+        let fds: Vec<BorrowedFd<'_>> = pidfd.iter().map(|fd| fd.as_fd()).collect();
+        send(&mut socket, &made, &fds).context("cannot answer")?;
+    }
+}

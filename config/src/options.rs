@@ -326,7 +326,7 @@ impl Default for QemuOptions {
         Self {
             path: "qemu-system-x86_64".into(),
             valid_hypervisor_paths: vec!["/usr/bin/qemu-system-x86_64".into()],
-            machine_type: MachineType::Pc,
+            machine_type: MachineType::Q35,
             machine_accelerators: String::new(),
             accelerator: Accelerator::Auto,
             cpu_features: "pmu=off".into(),

@@ -4,29 +4,21 @@ use stockade_hypervisor::{DeviceConfig, DeviceId, HypervisorError};
 
 /// A device that was added.
 #[derive(Debug, Clone)]
-pub struct Device<P = ()> {
+pub struct Device {
     /// Its name.
     pub id: DeviceId,
     /// What it is.
     pub config: DeviceConfig,
-    /// Where the backend plugged it in, if that matters to it.
-    pub place: P,
 }
 
 /// All of a machine's.
-#[derive(Debug)]
-pub struct Table<P = ()> {
-    devices: Vec<Device<P>>,
+#[derive(Debug, Default)]
+pub struct Table {
+    devices: Vec<Device>,
     next: u32,
 }
 
-impl<P> Default for Table<P> {
-    fn default() -> Self {
-        Self { devices: Vec::new(), next: 0 }
-    }
-}
-
-impl<P: Clone + Default> Table<P> {
+impl Table {
     /// Those that are there from the boot.
     pub fn of(devices: &[DeviceConfig]) -> Self {
         let mut table = Self::default();
@@ -43,31 +35,31 @@ impl<P: Clone + Default> Table<P> {
         id
     }
 
-    /// Adds a device in no particular place; answers with its name.
+    /// Adds a device; answers with its name.
     pub fn add(&mut self, config: DeviceConfig) -> DeviceId {
         let id = self.next_id();
-        self.insert(Device { id: id.clone(), config, place: P::default() });
+        self.insert(Device { id: id.clone(), config });
         id
     }
 
     /// Adds a device that has a name of [`Table::next_id`].
-    pub fn insert(&mut self, device: Device<P>) {
+    pub fn insert(&mut self, device: Device) {
         self.devices.push(device);
     }
 
     /// The device of that name.
-    pub fn get(&self, id: &DeviceId) -> Option<Device<P>> {
+    pub fn get(&self, id: &DeviceId) -> Option<Device> {
         self.devices.iter().find(|device| device.id == *id).cloned()
     }
 
     /// Forgets the device of that name.
-    pub fn remove(&mut self, id: &DeviceId) -> Option<Device<P>> {
+    pub fn remove(&mut self, id: &DeviceId) -> Option<Device> {
         let at = self.devices.iter().position(|device| device.id == *id)?;
         Some(self.devices.remove(at))
     }
 
     /// Each of them, in the order in which they were added.
-    pub fn all(&self) -> &[Device<P>] {
+    pub fn all(&self) -> &[Device] {
         &self.devices
     }
 
@@ -95,7 +87,7 @@ mod tests {
 
     #[test]
     fn ids_are_never_used_again() {
-        let mut table = Table::<()>::default();
+        let mut table = Table::default();
         let disk = || DeviceConfig::Block { path: "/dev/null".into(), read_only: true };
         let first = table.add(disk());
         assert!(table.remove(&first).is_some());

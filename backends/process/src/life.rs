@@ -29,31 +29,31 @@ const CONSOLE_WAIT: Duration = Duration::from_millis(500);
 
 /// What changes in a machine's life.
 #[derive(Debug)]
-pub struct Machine<R, P> {
+pub struct Machine<R> {
     state: VmState,
     starting: bool,
     config: Option<Arc<VmConfig>>,
     running: Option<Arc<R>>,
     /// Its devices.
-    pub devices: Table<P>,
+    pub devices: Table,
     /// Its size now.
     pub present: Resized,
 }
 
 /// A machine's life.
 #[derive(Debug)]
-pub struct Life<R, P = ()> {
+pub struct Life<R> {
     backend: &'static str,
     /// How long the end of a machine that broke off is waited for, to name it.
     end_wait: Duration,
     /// Never held across an await.
-    machine: Mutex<Machine<R, P>>,
+    machine: Mutex<Machine<R>>,
     operation: tokio::sync::Mutex<()>,
     exit: watch::Sender<Option<VmExit>>,
     cancel: CancellationToken,
 }
 
-impl<R: Send + Sync + 'static, P: Clone + Default> Life<R, P> {
+impl<R: Send + Sync + 'static> Life<R> {
     /// The life of a machine of the backend of that name. `end_wait`: how long the end of a machine that broke off is
     /// waited for, to name it as the reason.
     pub fn new(backend: &'static str, end_wait: Duration) -> Self {
@@ -76,7 +76,7 @@ impl<R: Send + Sync + 'static, P: Clone + Default> Life<R, P> {
     }
 
     /// What changes; not to be held across an await.
-    pub fn machine(&self) -> MutexGuard<'_, Machine<R, P>> {
+    pub fn machine(&self) -> MutexGuard<'_, Machine<R>> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,7 +119,7 @@ impl<R: Send + Sync + 'static, P: Clone + Default> Life<R, P> {
     ///
     /// # Errors
     /// The machine has one already, or has ended.
-    pub fn prepare(&self, config: VmConfig, devices: Table<P>) -> Result<(), HypervisorError> {
+    pub fn prepare(&self, config: VmConfig, devices: Table) -> Result<(), HypervisorError> {
         let mut machine = self.machine();
         machine.state.check(Operation::Prepare)?;
         machine.devices = devices;
@@ -302,7 +302,7 @@ impl<R: Send + Sync + 'static, P: Clone + Default> Life<R, P> {
     ///
     /// # Errors
     /// The state forbids it, or there is none of that name.
-    pub fn remove_before_start(&self, id: &DeviceId) -> Result<Option<Device<P>>, HypervisorError> {
+    pub fn remove_before_start(&self, id: &DeviceId) -> Result<Option<Device>, HypervisorError> {
         let mut machine = self.machine();
         machine.state.check(Operation::RemoveDevice)?;
         let device = machine.devices.get(id).ok_or_else(|| HypervisorError::NoSuchDevice(id.clone()))?;

@@ -6,8 +6,8 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use stockade_hypervisor::{BootSource, VmConfig};
 
-/// Root ports of q35 that devices can be plugged into while it runs.
-pub(crate) const ROOT_PORTS: usize = 4;
+/// The PCI bridge of q35, and its bus.
+const BRIDGE: &str = "bridge0";
 /// Sockets for memory that is added while the machine runs.
 const MEMORY_SLOTS: usize = 8;
 /// Requests of virtio-fs in flight; QEMU's largest.
@@ -26,6 +26,14 @@ fn transport(machine: MachineType) -> &'static str {
 /// The name of a virtio device on this board.
 pub(crate) fn driver(machine: MachineType, device: &str) -> String {
     format!("{device}-{}", transport(machine))
+}
+
+/// The bus that takes devices while the machine runs.
+pub(crate) fn hot_plug_bus(machine: MachineType) -> &'static str {
+    match machine {
+        MachineType::Q35 => BRIDGE,
+        MachineType::Pc | MachineType::Microvm => "pci.0",
+    }
 }
 
 /// The virtio-fs device.
@@ -192,10 +200,10 @@ fn devices(machine: MachineType, parts: &Parts<'_>, args: &mut Args) {
     let name = |device| driver(machine, device);
     match machine {
         MachineType::Q35 => {
-            for port in 0..ROOT_PORTS {
-                let chassis = port + 1;
-                args.add("-device", format!("pcie-root-port,id=port{port},chassis={chassis},io-reserve=0"));
-            }
+            // Nothing can be plugged into the root complex itself. A bridge takes 31 devices by ACPI, where each root port
+            // takes one and costs the boot what the bridge does. Windows for as many virtio devices, as none is there yet.
+            let windows = "io-reserve=4k,mem-reserve=1m,pref64-reserve=1m";
+            args.add("-device", format!("pci-bridge,id={BRIDGE},bus=pcie.0,chassis_nr=1,shpc=off,{windows}"));
         }
         MachineType::Pc => {}
         // vsock and virtio-fs exist in the modern form only.

@@ -147,12 +147,9 @@ fn pc_hot_plugs_into_its_own_bus() {
 }
 
 #[test]
-fn q35_under_kvm_has_root_ports_and_the_hosts_processor() {
+fn q35_under_kvm_has_a_bridge_to_plug_into_and_the_hosts_processor() {
     let mut devices = vec![
-        "-device pcie-root-port,id=port0,chassis=1,io-reserve=0",
-        "-device pcie-root-port,id=port1,chassis=2,io-reserve=0",
-        "-device pcie-root-port,id=port2,chassis=3,io-reserve=0",
-        "-device pcie-root-port,id=port3,chassis=4,io-reserve=0",
+        "-device pci-bridge,id=bridge0,bus=pcie.0,chassis_nr=1,shpc=off,io-reserve=4k,mem-reserve=1m,pref64-reserve=1m",
     ];
     devices.extend(PCI_DEVICES);
     check(

@@ -1,6 +1,6 @@
 //! The devices of a machine, and plugging them while it runs.
 
-use crate::command_line::{self, ROOT_PORTS};
+use crate::command_line;
 use crate::options::MachineType;
 use crate::qmp::{BlockdevAdd, Client, DeviceAdd, NetdevAdd};
 use qapi::qmp;
@@ -8,18 +8,8 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 use stockade_hypervisor::{DeviceConfig, HypervisorError, NetQueueFds, Operation};
+use stockade_machine_process::devices::Device;
 use tokio::sync::broadcast;
-
-/// A device, and the root port of q35 that it was plugged into.
-pub(crate) type Device = stockade_machine_process::devices::Device<Option<usize>>;
-
-/// All of a machine's.
-pub(crate) type Table = stockade_machine_process::devices::Table<Option<usize>>;
-
-/// A root port of q35 that no device is plugged into.
-pub(crate) fn free_port(table: &Table) -> Option<usize> {
-    (0..ROOT_PORTS).find(|port| table.all().iter().all(|device| device.place != Some(*port)))
-}
 
 /// What this backend asks of a device beyond what every backend does.
 pub(crate) fn check(device: &DeviceConfig) -> Result<(), HypervisorError> {
@@ -54,16 +44,13 @@ pub(crate) struct Plug<'a> {
 impl Plug<'_> {
     /// Plugs `device`, or takes back what it had done for it.
     pub(crate) async fn add(&self, device: &Device) -> Result<(), HypervisorError> {
-        let Device { id, config, place } = device;
-        let bus = match (self.machine, place) {
-            (MachineType::Q35, Some(port)) => format!("port{port}"),
-            _ => "pci.0".to_owned(),
-        };
+        let Device { id, config } = device;
+        let bus = command_line::hot_plug_bus(self.machine);
         match config {
-            DeviceConfig::Block { path, read_only } => self.add_block(&id.0, path, *read_only, &bus).await,
+            DeviceConfig::Block { path, read_only } => self.add_block(&id.0, path, *read_only, bus).await,
             DeviceConfig::Net { mac, queues, mtu } => {
                 let properties = json!({ "mac": mac_text(*mac), "host_mtu": mtu });
-                self.add_net(&id.0, queues, properties, &bus).await
+                self.add_net(&id.0, queues, properties, bus).await
             }
             DeviceConfig::Share { .. } => Err(HypervisorError::Unsupported {
                 operation: Operation::AddDevice,
@@ -168,23 +155,6 @@ impl Plug<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stockade_hypervisor::DeviceId;
-
-    fn block(table: &mut Table, place: Option<usize>) -> DeviceId {
-        let id = table.next_id();
-        let config = DeviceConfig::Block { path: "/dev/null".into(), read_only: true };
-        table.insert(Device { id: id.clone(), config, place });
-        id
-    }
-
-    #[test]
-    fn ports_are_taken_and_given_back() {
-        let mut table = Table::default();
-        let ids: Vec<_> = (0..ROOT_PORTS).map(|port| block(&mut table, Some(port))).collect();
-        assert_eq!(free_port(&table), None);
-        table.remove(&ids[2]);
-        assert_eq!(free_port(&table), Some(2));
-    }
 
     #[test]
     fn a_hardware_address_is_written_with_colons() {

@@ -8,7 +8,6 @@
 //! ```
 
 use crate::command_line::{self, DiskPart, FsPart, NetPart, Parts};
-use crate::devices::Device;
 use crate::exit::{self, Processes};
 use crate::options::{Acceleration, QemuOptions};
 use crate::qmp::{Client, Seen};
@@ -27,6 +26,7 @@ use stockade_hypervisor::{
     BootSource, DeviceConfig, ExitCause, HypervisorError, Operation, ProcessRole, ShareCache, VmConfig, hybrid_vsock,
 };
 use stockade_machine_process::console::Console;
+use stockade_machine_process::devices::Device;
 use stockade_machine_process::life::AGENT_SOCKET;
 use stockade_machine_process::process::{Ended, Launch, Process};
 use stockade_machine_process::start::{Passed, StartError, asynchronous, console_log, host, pair};

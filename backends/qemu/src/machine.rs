@@ -2,7 +2,7 @@
 
 use crate::NAME;
 use crate::command_line::MMIO_SLOTS;
-use crate::devices::{self, Device, Plug, Table};
+use crate::devices::{self, Plug};
 use crate::exit::{self, Processes};
 use crate::launch::{self, Host, Launched};
 use crate::options::{Acceleration, MachineType, QemuOptions};
@@ -18,6 +18,7 @@ use stockade_hypervisor::{
     AgentChannel, BootSource, Capabilities, DeviceConfig, DeviceId, Hypervisor, HypervisorError, MiB, Operation,
     ResizeRequest, Resized, StopDeadlines, VmConfig, VmExit, VmMetrics, VmProcess, VmState,
 };
+use stockade_machine_process::devices::{Device, Table};
 use stockade_machine_process::life::Life;
 use stockade_machine_process::stop::{StopNote, Stopping, ladder};
 use stockade_machine_process::usage;
@@ -39,7 +40,7 @@ struct Shared {
     binary: PathBuf,
     acceleration: Acceleration,
     capabilities: Capabilities,
-    life: Life<Running, Option<usize>>,
+    life: Life<Running>,
 }
 
 /// What there is from the start to the end.
@@ -144,14 +145,7 @@ impl Shared {
         }
         let device = {
             let mut machine = self.life.machine();
-            let place = match machine_type {
-                MachineType::Q35 => Some(
-                    devices::free_port(&machine.devices)
-                        .ok_or_else(|| self.life.unsupported(operation, "all root ports of q35 are taken"))?,
-                ),
-                MachineType::Pc | MachineType::Microvm => None,
-            };
-            Device { id: machine.devices.next_id(), config, place }
+            Device { id: machine.devices.next_id(), config }
         };
         self.plugger(&running.qmp).add(&device).await?;
         let id = device.id.clone();

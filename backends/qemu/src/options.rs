@@ -8,9 +8,9 @@ use stockade_machine_process::probe::{self, KvmProbe};
 /// The board that QEMU emulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MachineType {
-    /// PCI Express; hot-plug through root ports.
+    /// PCI Express; hot-plug into a PCI bridge.
     Q35,
-    /// The old PCI board: boots faster than q35 and hot-plugs without ports.
+    /// The old PCI board. Its ACPI table of interrupts is a program, which a guest runs once for each device of the boot.
     Pc,
     /// No PCI: virtio over memory-mapped registers, the fastest boot, no hot-plug.
     #[default]

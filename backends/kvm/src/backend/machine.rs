@@ -137,7 +137,7 @@ impl Shared {
         let id = self.life.machine().devices.next_id();
         let request = Request::Add { id: id.0.clone(), device };
         self.ask(running, operation, request, &descriptors).await?;
-        self.life.machine().devices.insert(Device { id: id.clone(), config, place: () });
+        self.life.machine().devices.insert(Device { id: id.clone(), config });
         Ok(id)
     }
 

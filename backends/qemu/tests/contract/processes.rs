@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stockade_contract_guest::machines::{die_with_supervisor, guest};
 use stockade_hypervisor::contract::{Machine, slowness};
-use stockade_hypervisor::{DeviceConfig, ExitCause, HypervisorError, NetQueueFds, ProcessRole, StopDeadlines, VmState};
+use stockade_hypervisor::{ExitCause, HypervisorError, ProcessRole, StopDeadlines, VmState};
 use stockade_qemu::{MachineType, QemuBackend, QemuOptions};
 
 fn board() -> Board {
@@ -100,28 +100,4 @@ fn a_killed_supervisor_takes_both_processes_along() {
         .args([&guest(KERNEL).join(KERNEL), directory.path()])
         .arg(crate::fixture::accelerator());
     die_with_supervisor(&mut supervisor, 2, Duration::from_secs(2) * slowness());
-}
-
-/// A network interface of the host's that goes with its descriptor.
-fn tap() -> Arc<std::os::fd::OwnedFd> {
-    crate::tap::open().expect("a tap device can be made")
-}
-
-#[tokio::test]
-async fn a_network_interface_is_there_from_the_boot_and_another_is_plugged() {
-    let board = Board(MachineType::Pc);
-    let interface =
-        |last| DeviceConfig::Net { mac: [2, 0, 0, 0, 0, last], queues: NetQueueFds(vec![tap()]), mtu: 1500 };
-    let Machine { hypervisor, mut config, keep: _keep } = board.with_options(board.options());
-    config.devices.push(interface(1));
-    hypervisor.prepare(config).await.unwrap();
-    hypervisor.start().await.unwrap();
-    hypervisor.add_device(interface(2)).await.unwrap();
-    // One whose descriptor is no tap is refused, and leaves its id and bus place free.
-    let null: Arc<std::os::fd::OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
-    let bad = DeviceConfig::Net { mac: [2, 0, 0, 0, 0, 3], queues: NetQueueFds(vec![null]), mtu: 1500 };
-    let error = hypervisor.add_device(bad).await.unwrap_err();
-    assert!(matches!(error, HypervisorError::Refused { .. }), "{error}");
-    hypervisor.add_device(interface(3)).await.unwrap();
-    hypervisor.stop(StopDeadlines::NOW).await.unwrap();
 }

@@ -66,7 +66,7 @@ pub const SUITES: &[Suite] = &[
     Suite { target: Some("contract"), ..suite("kvm", Need::Kvm, Some("kvm"), "stockade-kvm") },
     Suite {
         target: Some("contract"),
-        prefix: "microvm::the_agent",
+        prefix: "q35::the_agent",
         ..suite("qemu-kvm", Need::Kvm, Some("qemu-kvm"), "stockade-qemu")
     },
     kvm("life_cycle", ""),

@@ -1,4 +1,4 @@
-//! The host's control group of a sandbox's processes (the supervisor, the virtual machine). It groups and accounts;
+//! The host's control group of a sandbox's processes (the virtual machine's, the stand-in). It groups and accounts;
 //! limits hold in the guest, so none is set here.
 //!
 //! ```text
@@ -16,8 +16,8 @@ mod sandbox;
 mod systemd;
 
 pub use error::CgroupError;
-pub use remove::remove_directories;
-pub use sandbox::{CgroupPlace, CgroupPlan, SandboxCgroup};
+pub use remove::{remove_directories, step_out};
+pub use sandbox::{CgroupPlace, CgroupPlan, SandboxCgroup, join};
 
 /// Whether the host has control groups of version 2 alone, so that its tools read counters of that kind.
 pub fn is_version_2() -> bool {

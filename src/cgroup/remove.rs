@@ -1,5 +1,6 @@
 //! Removing control group directories, and only those.
 
+use super::sandbox::{has_process, put};
 use nix::errno::Errno;
 use std::fs;
 use std::io;
@@ -32,7 +33,7 @@ fn remove_until(directories: &[PathBuf], deadline: Instant) -> io::Result<()> {
 }
 
 fn remove_one(directory: &Path, deadline: Instant) -> io::Result<()> {
-    step_out(directory);
+    step_out_of(directory, std::process::id().cast_signed());
     loop {
         let error = match fs::remove_dir(directory) {
             Ok(()) => return Ok(()),
@@ -56,16 +57,20 @@ fn has_groups(directory: &Path) -> bool {
         .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())))
 }
 
-/// Moves this process up, to the first group around it that takes it.
-fn step_out(directory: &Path) {
-    let own = std::process::id().to_string();
-    let procs = |directory: &Path| directory.join("cgroup.procs");
-    let inside = fs::read_to_string(procs(directory)).is_ok_and(|text| text.lines().any(|line| line == own));
-    if inside {
+/// Moves process `pid` out of those of `directories` that it is in. Blocks.
+pub fn step_out(directories: &[PathBuf], pid: i32) {
+    for directory in directories.iter().rev() {
+        step_out_of(directory, pid);
+    }
+}
+
+/// Moves process `pid` up, to the first group around this one that takes it.
+fn step_out_of(directory: &Path, pid: i32) {
+    if has_process(directory, pid).unwrap_or(false) {
         // A group of version 2 whose children have controllers takes no process; its root always does.
-        let mut outer = directory.ancestors().skip(1).take_while(|outer| procs(outer).exists());
-        let left = outer.any(|outer| fs::write(procs(outer), &own).is_ok());
-        tracing::debug!(?directory, left, "stepped out of the control group");
+        let mut outer = directory.ancestors().skip(1).take_while(|outer| outer.join("cgroup.procs").exists());
+        let left = outer.any(|outer| put(outer, pid).is_ok());
+        tracing::debug!(?directory, pid, left, "stepped out of the control group");
     }
 }
 

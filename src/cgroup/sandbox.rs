@@ -71,28 +71,12 @@ impl SandboxCgroup {
         self.memory.iter().filter_map(open).collect()
     }
 
-    /// Puts a process, with its threads, into the group, where it is not yet. A hierarchy of version 1 that refuses it is
-    /// passed over.
+    /// Puts a process, with its threads, into the group; see [`join`].
     ///
     /// # Errors
     /// No hierarchy took it.
     pub fn add_process(&self, pid: i32) -> Result<(), CgroupError> {
-        let mut joined = false;
-        let mut refused = None;
-        for leaf in &self.leaves {
-            // Joining makes the whole host wait for a grace period of the kernel's, also where it changes nothing.
-            match has_process(leaf, pid).and_then(|there| if there { Ok(()) } else { join(leaf, pid) }) {
-                Ok(()) => joined = true,
-                Err(source) => {
-                    tracing::debug!(?leaf, pid, error = %source, "process does not join");
-                    refused = Some(CgroupError::Join { pid, path: leaf.clone(), source });
-                }
-            }
-        }
-        match refused {
-            Some(error) if !joined => Err(error),
-            _ => Ok(()),
-        }
+        join(&self.leaves, pid)
     }
 
     /// The processes in it and in the groups below it.
@@ -130,13 +114,40 @@ impl SandboxCgroup {
     }
 }
 
-fn has_process(leaf: &Path, pid: i32) -> io::Result<bool> {
-    let text = fs::read_to_string(leaf.join("cgroup.procs"))?;
+/// Puts process `pid`, with its threads, into the group whose directories are `leaves`, where it is not yet. A hierarchy of
+/// version 1 that refuses it is passed over. Blocks.
+///
+/// # Errors
+/// No hierarchy took it.
+pub fn join<P: AsRef<Path>>(leaves: &[P], pid: i32) -> Result<(), CgroupError> {
+    let mut joined = false;
+    let mut refused = None;
+    for leaf in leaves {
+        let leaf = leaf.as_ref();
+        // Joining makes the whole host wait for a grace period of the kernel's, also where it changes nothing.
+        match has_process(leaf, pid).and_then(|there| if there { Ok(()) } else { put(leaf, pid) }) {
+            Ok(()) => joined = true,
+            Err(source) => {
+                tracing::debug!(?leaf, pid, error = %source, "process does not join");
+                refused = Some(CgroupError::Join { pid, path: leaf.to_owned(), source });
+            }
+        }
+    }
+    match refused {
+        Some(error) if !joined => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether process `pid` is in this group, and not in one below it.
+pub(super) fn has_process(group: &Path, pid: i32) -> io::Result<bool> {
+    let text = fs::read_to_string(group.join("cgroup.procs"))?;
     Ok(text.lines().any(|line| line.parse() == Ok(pid)))
 }
 
-fn join(leaf: &Path, pid: i32) -> io::Result<()> {
-    fs::write(leaf.join("cgroup.procs"), pid.to_string())
+/// Moves process `pid` to this group.
+pub(super) fn put(group: &Path, pid: i32) -> io::Result<()> {
+    fs::write(group.join("cgroup.procs"), pid.to_string())
 }
 
 impl CgroupPlace {

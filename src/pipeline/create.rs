@@ -288,6 +288,7 @@ async fn sandbox_steps(
         path: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()),
         systemd: request.systemd_cgroup,
         journal,
+        stand_in: request.stand_in,
     };
     let begun = runner.run(begin, sandbox_undo).await?;
     let (reserved, stdio, rootfs) = host_side(facilities, id, &request, &bundle, runner, container_undo).await?;
@@ -321,7 +322,7 @@ async fn sandbox_steps(
         memory_cgroups: cgroup.iter().flat_map(SandboxCgroup::memory_procs).collect(),
     };
     let machine = runner.run(start, sandbox_undo).await?;
-    let join = BeginJoin { cgroup, processes: machine.hypervisor.processes() };
+    let join = BeginJoin { cgroup, processes: machine.hypervisor.processes(), stand_in: request.stand_in };
     let joining = runner.run(join, sandbox_undo).await?;
     let connect = ConnectAgent {
         hypervisor: machine.hypervisor.clone(),

@@ -119,12 +119,13 @@ fn stand(arguments: &Arguments) -> io::Result<u8> {
     nix::sys::prctl::set_name(c"stockade-stand")?;
     enter_network(arguments);
     channel.write_all(&[READY])?;
+    // While the guest boots there is time for it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut letter = [0];
     channel.read_exact(&mut letter)?;
     if letter != [ATTACH] {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = runtime.block_on(stand_for(arguments, signals, channel));
     // A read of standard input must not keep the process.
     runtime.shutdown_background();
@@ -179,7 +180,8 @@ async fn stand_for(arguments: &Arguments, signals: Signals, channel: UnixStream)
     })
 }
 
-/// Joins the sandbox's control group, and takes the container's files as its own. This process has one thread.
+/// Joins the sandbox's control group where it is not in it, and takes the container's files as its own. This process has
+/// one thread.
 async fn settle(connection: &Connection, container: &ContainerId, bundle: &Path) -> Result<(), OpError> {
     let response = connection.supervisor.inspect(with_duration(SHORT_CALL), &InspectRequest::default()).await;
     let response = answer("Inspect", response)
@@ -187,10 +189,9 @@ async fn settle(connection: &Connection, container: &ContainerId, bundle: &Path)
     let document: serde_json::Value = serde_json::from_str(&response.json)
         .map_err(|error| OpError::internal("cannot read what the supervisor says of its sandbox", error))?;
     let files = Files::of(container, bundle)?;
-    for group in document.pointer("/machine/control_group").and_then(|groups| groups.as_array()).into_iter().flatten() {
-        let file = Path::new(group.as_str().unwrap_or_default()).join("cgroup.procs");
-        // As with the machine's processes: a hierarchy of version 1 may refuse.
-        let _ = std::fs::write(file, std::process::id().to_string());
-    }
+    let groups = document.pointer("/machine/control_group").and_then(|groups| groups.as_array());
+    let leaves: Vec<&str> = groups.into_iter().flatten().filter_map(|group| group.as_str()).collect();
+    // The creation of a sandbox has put it there; not that of a further container. A host may refuse it.
+    let _ = crate::cgroup::join(&leaves, std::process::id().cast_signed());
     files.enter()
 }

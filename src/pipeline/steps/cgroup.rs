@@ -1,10 +1,10 @@
 //! The host's control group of the sandbox's processes. On a host with version 1 a directory is made in each of some ten
 //! hierarchies, so it is begun early, and waited for when there is a process to join it.
 
-use crate::cgroup::{CgroupError, CgroupPlace, SandboxCgroup};
+use crate::cgroup::{CgroupError, CgroupPlace, SandboxCgroup, step_out};
 use crate::error::{ErrorKind, OpError};
 use crate::pipeline::{LiveUndo, SharedJournal, Step, UndoStack, perform};
-use crate::state::UndoRecord;
+use crate::state::{ProcessId, UndoRecord};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use stockade_hypervisor::VmProcess;
@@ -22,6 +22,8 @@ pub struct BeginCgroup {
     pub systemd: bool,
     /// Where the directories are written down before they are made.
     pub journal: SharedJournal,
+    /// The process that stands in for the container: it may outlive the group.
+    pub stand_in: Option<ProcessId>,
 }
 
 /// A control group that is being made; `None` where the host has none to give.
@@ -36,13 +38,13 @@ impl Step for BeginCgroup {
     const NAME: &'static str = "begin-cgroup";
 
     async fn run(self, undo: &mut UndoStack) -> Result<CgroupBegun, OpError> {
-        let Self { id, path, systemd, journal } = self;
+        let Self { id, path, systemd, journal, stand_in } = self;
         let place = SandboxCgroup::place(&id, path.as_deref(), systemd).map_err(failed)?;
         let decided = CancellationToken::new();
         let deciding = decided.clone().drop_guard();
         let written = Written::default();
         let record = UndoRecord::Live { what: "remove the control group".into() };
-        undo.push_live(record, Remove { decided, written: written.clone(), journal: journal.clone() })?;
+        undo.push_live(record, Remove { decided, written: written.clone(), journal: journal.clone(), stand_in })?;
         Ok(CgroupBegun(tokio::task::spawn_blocking(move || {
             let _deciding = deciding;
             make(place, &journal, &written)
@@ -68,7 +70,7 @@ impl Step for CgroupBegun {
     }
 }
 
-/// Begins to put the machine's processes into it, as far as they are not in it from their start. On version 1 that
+/// Begins to put the machine's processes into it, as far as they are not in it from their start, and the stand-in. That
 /// waits for a grace period of the kernel's, some milliseconds in which the guest can boot.
 #[derive(Debug)]
 pub struct BeginJoin {
@@ -76,6 +78,8 @@ pub struct BeginJoin {
     pub cgroup: Option<SandboxCgroup>,
     /// The processes.
     pub processes: Vec<VmProcess>,
+    /// The process that stands in for the container. Whoever waits for the creation may look where it is.
+    pub stand_in: Option<ProcessId>,
 }
 
 /// A control group that is being joined, where there is any.
@@ -90,7 +94,7 @@ impl Step for BeginJoin {
     const NAME: &'static str = "begin-join-cgroup";
 
     async fn run(self, undo: &mut UndoStack) -> Result<JoinBegun, OpError> {
-        let Self { cgroup, processes } = self;
+        let Self { cgroup, processes, stand_in } = self;
         let leaves = cgroup.as_ref().map(|cgroup| cgroup.leaves().to_vec()).unwrap_or_default();
         let Some(cgroup) = cgroup.filter(|_| !processes.is_empty()) else {
             return Ok(JoinBegun { leaves, joining: None });
@@ -100,9 +104,10 @@ impl Step for BeginJoin {
         undo.push_live(UndoRecord::Live { what: "end joining the control group".into() }, EndJoining(joined))?;
         let joining = tokio::task::spawn_blocking(move || {
             let _ended = ended;
-            for process in processes {
-                if let Err(error) = cgroup.add_process(process.pid) {
-                    tracing::warn!(%error, pid = process.pid, "the process is not in the sandbox's control group");
+            let stand_in = stand_in.filter(|process| process.is_alive()).map(|process| process.pid);
+            for pid in processes.iter().map(|process| process.pid).chain(stand_in) {
+                if let Err(error) = cgroup.add_process(pid) {
+                    tracing::warn!(%error, pid, "the process is not in the sandbox's control group");
                 }
             }
         });
@@ -134,6 +139,7 @@ struct Remove {
     decided: CancellationToken,
     written: Written,
     journal: SharedJournal,
+    stand_in: Option<ProcessId>,
 }
 
 #[async_trait::async_trait]
@@ -141,6 +147,14 @@ impl LiveUndo for Remove {
     async fn undo(self: Box<Self>) -> Result<(), OpError> {
         self.decided.cancelled().await;
         let Some((number, record)) = self.written.get() else { return Ok(()) };
+        if let (UndoRecord::RemoveCgroup { directories }, Some(process)) = (record, self.stand_in)
+            && process.is_alive()
+        {
+            // It ends when its maker hears that there is no container.
+            let directories = directories.clone();
+            let out = tokio::task::spawn_blocking(move || step_out(&directories, process.pid));
+            out.await.map_err(|error| OpError::internal("cannot take the stand-in out of the control group", error))?;
+        }
         perform(record.clone()).await?;
         self.journal.strike(*number);
         Ok(())

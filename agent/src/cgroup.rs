@@ -110,12 +110,7 @@ impl Cgroup {
     /// The "key value" lines of a file; a file that is not there has none.
     pub(crate) fn pairs(&self, name: &str) -> HashMap<String, u64> {
         let text = self.read(name).unwrap_or_default();
-        text.lines()
-            .filter_map(|line| {
-                let (key, value) = line.split_once(' ')?;
-                Some((key.to_owned(), value.trim().parse().ok()?))
-            })
-            .collect()
+        pairs(&text).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Kills every process in it, frozen ones too. A cgroup that is gone has none.
@@ -225,4 +220,11 @@ pub(crate) fn enable_controllers() -> io::Result<()> {
         }
     }
     Ok(())
+}
+/// The "key value" lines of a text.
+pub(crate) fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let (key, value) = line.split_once(' ')?;
+        Some((key, value.trim().parse().ok()?))
+    })
 }

@@ -109,13 +109,25 @@ fn line(level: Level, message: fmt::Arguments<'_>) -> String {
         let end = (0..=MAX_MESSAGE).rev().find(|&i| text.is_char_boundary(i));
         text.truncate(end.unwrap_or(0));
     }
-    let record = serde_json::json!({
-        "ts": format!("{}.{:06}", now.as_secs(), now.subsec_micros()),
-        "level": level.name(),
-        "name": "stockade-agent",
-        "msg": text,
-    });
-    format!("{record}\n")
+    let record = Record {
+        level: level.name(),
+        msg: &text,
+        name: "stockade-agent",
+        ts: format!("{}.{:06}", now.as_secs(), now.subsec_micros()),
+    };
+    // Strings always have a JSON form.
+    let mut line = serde_json::to_string(&record).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// One line.
+#[derive(serde::Serialize)]
+struct Record<'a> {
+    level: &'static str,
+    msg: &'a str,
+    name: &'static str,
+    ts: String,
 }
 
 macro_rules! debug { ($($t:tt)*) => { $crate::log::write($crate::log::Level::Debug, format_args!($($t)*)) } }

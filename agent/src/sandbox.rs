@@ -11,7 +11,6 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 
 use crate::container::launch::Launcher;
 use crate::container::spec::{SELF, Surroundings};
-use crate::container::zygote::Zygote;
 use crate::container::{Container, ContainerError, check_id};
 use crate::kernel_params::Options;
 use crate::mounts::Storages;
@@ -31,6 +30,8 @@ pub(crate) struct Sandbox {
     pub(crate) options: Options,
     pub(crate) reaper: Reaper,
     pub(crate) launcher: Launcher,
+    /// The whole guest ends with the sandbox.
+    is_guest: bool,
     pub(crate) storages: Mutex<Storages>,
     /// Asks the main task to end.
     pub(crate) ended: Notify,
@@ -54,11 +55,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Sandbox {
     /// A sandbox without containers.
-    pub(crate) fn new(options: Options, reaper: Reaper, zygote: Zygote) -> Arc<Sandbox> {
+    pub(crate) fn new(options: Options, reaper: Reaper, launcher: Launcher, is_guest: bool) -> Arc<Sandbox> {
         let (oom_sender, oom_events) = mpsc::channel(OOM_EVENTS);
         Arc::new(Sandbox {
             options,
-            launcher: Launcher::new(reaper.clone(), zygote),
+            launcher,
+            is_guest,
             reaper,
             storages: Mutex::default(),
             ended: Notify::new(),
@@ -155,7 +157,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Kills and removes all containers and undoes all storages, as far as it goes.
+    /// Kills and removes all containers and undoes all storages that do not end with the guest, as far as it goes.
     pub(crate) async fn tear_down(&self) {
         for container in self.all() {
             if let Err(e) = container.remove(None).await {
@@ -167,7 +169,10 @@ impl Sandbox {
             // Ours, and never waited for, so that the number is still its own.
             let _ = crate::sys::send_signal(pid, libc::SIGKILL);
         }
-        locked(&self.storages).release_all();
+        let mut storages = locked(&self.storages);
+        if !self.is_guest || storages.on_disks() {
+            storages.release_all();
+        }
     }
 }
 

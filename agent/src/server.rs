@@ -1,12 +1,14 @@
 //! The role of the server: from the process's start to the machine's end.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::container::zygote::Zygote;
+use crate::container::launch::Launcher;
+use crate::container::zygote;
 use crate::kernel_params::Options;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
@@ -24,7 +26,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let is_init = std::process::id() == 1 && Path::new("/proc/self/exe").symlink_metadata().is_err();
     let problems = if is_init { Some(init::prepare()) } else { None };
     // Before there are threads.
-    let Some(zygote) = Zygote::fork()? else { return Ok(()) };
+    let Some(zygote) = zygote::fork()? else { return Ok(()) };
     // A guest's kernel command line is its configuration; elsewhere arguments of the same form are.
     let in_guest = is_init || arguments.is_empty();
     let command_line =
@@ -66,7 +68,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn serve(options: Options, is_init: bool, zygote: Zygote) -> Result<()> {
+async fn serve(options: Options, is_init: bool, zygote: UnixStream) -> Result<()> {
     let reaper = Reaper::default();
     tokio::spawn(reaper.clone().run());
     if is_init && let Err(e) = network::bring_up_loopback().await {
@@ -79,7 +81,8 @@ async fn serve(options: Options, is_init: bool, zygote: Zygote) -> Result<()> {
     if options.debug_console {
         log::warning!("this agent offers no debug console");
     }
-    let sandbox = Sandbox::new(options, reaper, zygote);
+    let launcher = Launcher::new(reaper.clone(), zygote).context("cannot watch the zygote")?;
+    let sandbox = Sandbox::new(options, reaper, launcher, is_init);
     let mut server =
         ttrpc::r#async::Server::new().bind(&address).with_context(|| format!("cannot listen on {address}"))?;
     for service in rpc::services(&sandbox) {

@@ -9,6 +9,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Takes ownership of a descriptor that the kernel has just handed to this process.
@@ -21,6 +22,12 @@ pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
 pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, and always the same, for as long as the `AsyncFd` owns it.
     unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+/// Watches a file of the kernel's for changes, which it tells as urgent data; see "poll" in its cgroup-v2.rst.
+pub(crate) fn watch_changes(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: as in `watch`.
+    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(Into::into)
 }
 
 /// The standard input that a re-executed helper was given.
@@ -127,17 +134,6 @@ pub(crate) fn kill_by_descriptor(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
     match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0) } {
         -1 if Errno::last() != Errno::ESRCH => Err(Errno::last()),
         _ => Ok(()),
-    }
-}
-
-/// Waits for the end of a process by its pidfd.
-pub(crate) fn wait_for_end(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    loop {
-        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], PollTimeout::NONE) {
-            Err(Errno::EINTR) => {}
-            other => return other.map(drop),
-        }
     }
 }
 

@@ -18,6 +18,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::protocol::Execution;
 use super::report::Reporter;
+use super::spec::HOME_TO_BE_FOUND;
 
 /// Most of a passwd file that is read to find a home directory.
 const MAX_PASSWD: u64 = 1 << 20;
@@ -97,7 +98,8 @@ impl ContainerExecutor {
         let mut state = State::new(&self.id, ContainerStatus::Created, own, self.bundle.clone());
         state.annotations = spec.annotations().clone();
         // What a hook without an environment gets, as with runc.
-        let entries = process.env().iter().flatten().filter_map(|entry| entry.split_once('='));
+        let given = process.env().iter().flatten().filter(|entry| *entry != HOME_TO_BE_FOUND);
+        let entries = given.filter_map(|entry| entry.split_once('='));
         let env = entries.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         run_hooks(Some(hooks), Some(&state), None, None, Some(&env))
             .map_err(|e| format!("a startContainer hook failed: {}", crate::log::Causes(&e)))
@@ -117,11 +119,11 @@ fn strings<'a>(list: impl Iterator<Item = &'a String>) -> Result<Vec<CString>, S
 fn environment(process: &Process) -> Result<Vec<CString>, String> {
     let list = process.env().as_deref().unwrap_or_default();
     let mut env = strings(list.iter())?;
-    let has_home = list.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()));
-    if !has_home {
-        env.retain(|entry| entry.as_bytes() != b"HOME=");
-        let home = home_of(process.user().uid());
-        env.extend(CString::new(format!("HOME={home}")));
+    let to_be_found = HOME_TO_BE_FOUND.as_bytes();
+    if let Some(entry) = env.iter_mut().find(|entry| entry.as_bytes() == to_be_found)
+        && let Ok(home) = CString::new(format!("HOME={}", home_of(process.user().uid())))
+    {
+        *entry = home;
     }
     Ok(env)
 }
@@ -208,12 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_verbatim_except_for_a_missing_home() {
+    fn the_environment_is_verbatim_except_for_a_home_to_be_found() {
         let odd = ["A=1", "A=2", "odd", "", "HOME=/h"];
         let env = environment(&process(&["x"], &odd)).expect("an environment");
         let text: Vec<_> = env.iter().map(|e| e.to_str().expect("text")).collect();
         assert_eq!(text, odd);
-        let env = environment(&process(&["x"], &["A=1", "HOME="])).expect("an environment");
+        let env = environment(&process(&["x"], &["A=1", HOME_TO_BE_FOUND])).expect("an environment");
         assert_eq!(env.len(), 2);
         assert_eq!(env.last().map(|e| e.to_bytes()), Some(&b"HOME=/root"[..]));
     }

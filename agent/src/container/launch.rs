@@ -11,9 +11,9 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use tokio::io::unix::AsyncFd;
-use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
-use super::protocol::{Action, Answer, Execution, Request, Streams, receive, send};
+use super::protocol::{Action, Answer, Conversation, Execution, Request, Streams};
 use super::report::Report;
 use super::zygote::Zygote;
 use super::{ContainerError, Process};
@@ -169,8 +169,12 @@ pub(crate) struct Launcher {
 }
 
 impl Launcher {
-    pub(crate) fn new(reaper: Reaper, zygote: Zygote) -> Launcher {
-        Launcher { reaper, zygote: Arc::new(zygote) }
+    /// Starts them by the zygote at the other end of the socket. To be called on the runtime.
+    ///
+    /// # Errors
+    /// The runtime cannot watch the socket.
+    pub(crate) fn new(reaper: Reaper, zygote: UnixStream) -> io::Result<Launcher> {
+        Ok(Launcher { reaper, zygote: Arc::new(Zygote::new(zygote)?) })
     }
 
     /// Starts a process; it is known to the reaper before it can be reaped.
@@ -194,49 +198,49 @@ impl Launcher {
         };
         let mut fds = vec![report_write];
         fds.append(&mut wiring.theirs);
-        let zygote = Arc::clone(&self.zygote);
-        let exchange = spawn_blocking(move || {
-            let (socket, helper) = zygote.helper().map_err(broken("start the helper"))?;
-            exchange(socket, &helper, &request, fds).map_err(|source| {
+        let (mut conversation, helper) = self.zygote.helper().await.map_err(broken("start the helper"))?;
+        let answer = match timeout(LAUNCH_LIMIT, exchange(&mut conversation, &request, fds)).await {
+            Ok(answer) => answer,
+            Err(e) => Err(e.into()),
+        };
+        let pid = match answer {
+            Ok(Answer::Pid(pid)) => pid,
+            Ok(Answer::Failed(text)) => {
+                drop(conversation);
+                // Nothing of it shall be left when the caller hears of it.
+                wait_for_end(helper).await;
+                return Err(ContainerError::Refused(report.so_far().explain(&text)));
+            }
+            Err(e) => {
                 // It may hang in a hook.
                 let _ = crate::sys::kill_by_descriptor(helper.as_fd());
-                ContainerError::Refused(format!("the helper gave no answer ({source})"))
-            })
-        });
-        let outcome = exchange.await.map_err(|e| broken("talk to the helper")(io::Error::other(e)))?;
-        let explained = |e| match e {
-            ContainerError::Refused(text) => ContainerError::Refused(report.so_far().explain(&text)),
-            other => other,
-        };
-        let (pid, socket) = match outcome.map_err(explained)? {
-            (Answer::Pid(pid), socket) => (pid, socket),
-            (Answer::Failed(text), _) => return Err(ContainerError::Refused(report.so_far().explain(&text))),
+                return Err(ContainerError::Refused(
+                    report.so_far().explain(&format!("the helper gave no answer ({e})")),
+                ));
+            }
         };
         let exit = self.reaper.register(pid);
         // Now the helper may end and leave the process to us.
-        drop(socket);
+        drop(conversation);
         finish(wiring, pid, exit, launch.uid).map(|process| (process, report))
     }
 }
 
-/// What the helper answers. One that has failed has ended; the other one waits for the end of the socket.
-fn exchange(
-    mut socket: UnixStream,
-    helper: &OwnedFd,
-    request: &Request,
-    fds: Vec<OwnedFd>,
-) -> io::Result<(Answer, UnixStream)> {
-    socket.set_read_timeout(Some(LAUNCH_LIMIT))?;
+async fn exchange(helper: &mut Conversation, request: &Request, fds: Vec<OwnedFd>) -> io::Result<Answer> {
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
-    send(&mut socket, request, &borrowed)?;
+    helper.send(request, &borrowed).await?;
     // The process's ends must be open in the process only.
     drop(fds);
-    let (answer, _): (Answer, _) = receive(&mut socket)?;
-    if let Answer::Failed(_) = answer {
-        socket.shutdown(std::net::Shutdown::Both)?;
-        crate::sys::wait_for_end(helper.as_fd())?;
+    let (answer, _) = helper.receive().await?;
+    Ok(answer)
+}
+
+/// Waits for the end of a process that is about to end.
+async fn wait_for_end(pidfd: OwnedFd) {
+    // One that cannot be watched is not waited for.
+    if let Ok(ended) = crate::sys::watch(pidfd) {
+        let _ = ended.readable().await;
     }
-    Ok((answer, socket))
 }
 
 /// Puts the agent's side of a process together; kills the process when that fails.

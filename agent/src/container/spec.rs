@@ -24,6 +24,10 @@ pub(crate) const MAKE_DIRECTORY: &str = "make-directory";
 /// The agent's own program, also inside a container's mount namespace before its root is changed.
 pub(crate) const SELF: &str = "/proc/self/exe";
 
+/// Stands in a process's environment for the home directory that is found when its program is run. libcontainer would
+/// look for it with the C library, which loads the modules that the container's own nsswitch.conf names.
+pub(super) const HOME_TO_BE_FOUND: &str = "HOME=\u{1}";
+
 /// What the sandbox adds to every container's specification.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Surroundings {
@@ -202,6 +206,12 @@ fn adapt_process(process: &mut Process, rootfs: &Path, string_user: Option<&Stri
     }
     if !Path::new("/sys/fs/selinux").exists() {
         process.set_selinux_label(None);
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    if !env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+        env.retain(|entry| entry != "HOME=");
+        env.push(HOME_TO_BE_FOUND.to_owned());
+        process.set_env(Some(env));
     }
     Ok(())
 }

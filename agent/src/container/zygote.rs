@@ -16,13 +16,14 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
 
-use super::protocol::{receive, send};
+use super::protocol::{Conversation, receive, send};
 use super::spec::SELF;
 use crate::sys::Cloned;
 
@@ -44,56 +45,70 @@ enum Made {
     Failed(String),
 }
 
+/// Forks a zygote off, and returns the agent's end of its socket; in the zygote, when it has no more to do, nothing.
+///
+/// Must be called while the process has one thread.
+///
+/// # Errors
+/// The system has no process or descriptor left.
+pub(crate) fn fork() -> Result<Option<UnixStream>> {
+    let (ours, theirs) = UnixStream::pair().context("cannot make the zygote's socket")?;
+    match crate::sys::fork().context("cannot fork the zygote")? {
+        Some(_) => Ok(Some(ours)),
+        None => {
+            drop(ours);
+            crate::sys::clear_environment();
+            run(theirs)?;
+            Ok(None)
+        }
+    }
+}
+
 /// The agent's connection to its zygote.
-pub(crate) struct Zygote {
+#[derive(Debug)]
+pub(super) struct Zygote {
     /// Nothing, when the zygote must be replaced.
-    socket: Mutex<Option<UnixStream>>,
+    conversation: Mutex<Option<Conversation>>,
 }
 
 impl Zygote {
-    /// Forks the zygote off. Returns twice: `None` in the zygote, when it has no more to do.
-    ///
-    /// Must be called while the process has one thread.
+    /// The zygote at the other end of `socket`. To be called on the runtime.
     ///
     /// # Errors
-    /// The system has no process or descriptor left.
-    pub(crate) fn fork() -> Result<Option<Zygote>> {
-        let (ours, theirs) = UnixStream::pair().context("cannot make the zygote's socket")?;
-        match crate::sys::fork().context("cannot fork the zygote")? {
-            Some(_) => Ok(Some(Zygote { socket: Mutex::new(Some(ours)) })),
-            None => {
-                drop(ours);
-                crate::sys::clear_environment();
-                run(theirs)?;
-                Ok(None)
-            }
-        }
+    /// The runtime cannot watch it.
+    pub(super) fn new(socket: UnixStream) -> io::Result<Zygote> {
+        Ok(Zygote { conversation: Mutex::new(Some(Conversation::new(socket)?)) })
     }
 
-    /// A new helper, which waits for its request: the agent's end of its socket, and its pidfd. Blocks.
+    /// A new helper, which waits for its request: the agent's end of its socket, and its pidfd.
     ///
     /// # Errors
     /// No helper could be cloned, and no new zygote be started.
-    pub(crate) fn helper(&self) -> io::Result<(UnixStream, OwnedFd)> {
+    pub(super) async fn helper(&self) -> io::Result<(Conversation, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = &mut *socket
-            && let Ok(made) = ask(old, &theirs)
+        let ours = Conversation::new(ours)?;
+        let mut conversation = self.conversation.lock().await;
+        // Taken, so that who gives up in between leaves none that waits for an answer. Its end is the zygote's, too.
+        if let Some(mut old) = conversation.take()
+            && let Ok(made) = ask(&mut old, &theirs).await
         {
+            *conversation = Some(old);
             return Ok((ours, made?));
         }
-        // Dropping the old one's socket ends it, should it only have been slow.
-        *socket = None;
-        let made = ask(socket.insert(execute()?), &theirs)??;
-        Ok((ours, made))
+        let mut new = Conversation::new(execute()?)?;
+        let made = ask(&mut new, &theirs).await?;
+        *conversation = Some(new);
+        Ok((ours, made?))
     }
 }
 
 /// The outer error: the zygote is of no use. The inner one: it could not clone.
-fn ask(zygote: &mut UnixStream, helper: &UnixStream) -> io::Result<io::Result<OwnedFd>> {
-    zygote.set_read_timeout(Some(CLONE_LIMIT))?;
-    send(zygote, &Order, &[helper.as_fd()])?;
-    let (made, fds): (Made, Vec<OwnedFd>) = receive(zygote)?;
+async fn ask(zygote: &mut Conversation, helper: &UnixStream) -> io::Result<io::Result<OwnedFd>> {
+    let (made, fds): (Made, Vec<OwnedFd>) = timeout(CLONE_LIMIT, async {
+        zygote.send(&Order, &[helper.as_fd()]).await?;
+        zygote.receive().await
+    })
+    .await??;
     let missing = || io::Error::other("the zygote sent no descriptor");
     Ok(match made {
         Made::Helper => fds.into_iter().next().ok_or_else(missing),

@@ -76,9 +76,11 @@ struct Mounted {
     undo: Undo,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Undo {
     Unmount,
+    /// As `Unmount`, of a file system that is on a disk.
+    UnmountDisk,
     RemoveTree,
 }
 
@@ -108,13 +110,19 @@ impl Storages {
             return;
         }
         let undone = match mounted.undo {
-            Undo::Unmount => umount2(mount_point, MntFlags::MNT_DETACH).map_err(io::Error::from),
+            Undo::Unmount | Undo::UnmountDisk => umount2(mount_point, MntFlags::MNT_DETACH).map_err(io::Error::from),
             Undo::RemoveTree => fs::remove_dir_all(mount_point),
         };
         if let Err(e) = undone {
             crate::log::warning!("cannot undo the storage at {mount_point:?}: {e}");
         }
         self.mounted.remove(mount_point);
+    }
+
+    /// Whether one of them must be unmounted before the guest ends. A shared directory has what was written to it, and what
+    /// is in memory goes with the guest.
+    pub(crate) fn on_disks(&self) -> bool {
+        self.mounted.values().any(|mounted| mounted.undo == Undo::UnmountDisk)
     }
 
     /// Undoes everything, the latest paths first.
@@ -173,7 +181,7 @@ async fn add(storage: &Storage, point: &Path, hotplug_timeout: Duration) -> Resu
             let device = block::find(&storage.source, hotplug_timeout).await?;
             directory(point)?;
             do_mount(&device, point, &storage.fstype, &storage.options)?;
-            Undo::Unmount
+            Undo::UnmountDisk
         }
         "ephemeral" => {
             directory(point)?;
@@ -319,6 +327,15 @@ mod tests {
         assert!(dir.exists());
         storages.release(&dir);
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_disk_among_the_storages_is_known() {
+        let mut storages = Storages::default();
+        storages.insert("/shared".into(), Undo::Unmount);
+        assert!(!storages.on_disks());
+        storages.insert("/disk".into(), Undo::UnmountDisk);
+        assert!(storages.on_disks());
     }
 
     #[tokio::test]

@@ -1,20 +1,20 @@
 //! Life and limits of containers.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use stockade_agent_protocol::agent::{
     CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
     StartContainerRequest, UpdateContainerRequest,
 };
 use stockade_agent_protocol::oci_convert::{resources_from_proto, spec_from_proto};
+use tokio::io::Interest;
 use ttrpc::Code;
 
 use super::error::RpcError;
+use crate::cgroup::pairs;
 use crate::container::guest_hooks::{self, Kind};
 use crate::container::{self, Container, spec};
 use crate::mounts;
@@ -118,21 +118,23 @@ async fn watch_memory(sandbox: Arc<Sandbox>, container: Arc<Container>) {
 }
 
 async fn try_watch_memory(sandbox: &Sandbox, container: &Container) -> std::io::Result<()> {
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    inotify.add_watch(&container.cgroup.file("memory.events"), AddWatchFlags::IN_MODIFY)?;
-    let inotify = crate::sys::watch(inotify.as_fd().try_clone_to_owned()?)?;
-    let killed = |counts: HashMap<String, u64>| counts.get("oom_kill").copied().unwrap_or_default();
-    let mut known = 0;
+    let file = File::open(container.cgroup.file("memory.events"))?;
+    let file = crate::sys::watch_changes(file.into())?;
+    // Reading it takes the news away, so it is this descriptor that must be read.
+    let killed = || {
+        let mut text = [0; 4096];
+        let length = nix::sys::uio::pread(file.get_ref(), &mut text, 0).unwrap_or(0);
+        let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
+        pairs(&text).find(|(key, _)| *key == "oom_kill").map_or(0, |(_, count)| count)
+    };
+    let mut known = killed();
     let mut exit = container.init.exit.clone();
     loop {
         let ended = tokio::select! {
-            ready = inotify.readable() => { ready?.clear_ready(); false }
+            changed = file.ready(Interest::PRIORITY) => { changed?.clear_ready(); false }
             _ = crate::reaper::wait(&mut exit) => true,
         };
-        // What was read is not looked at: the file holds the totals.
-        let mut events = [0; 4096];
-        while nix::unistd::read(inotify.as_raw_fd(), &mut events).is_ok_and(|count| count > 0) {}
-        let now = killed(container.cgroup.pairs("memory.events"));
+        let now = killed();
         if now > known {
             known = now;
             // With nobody fetching, the oldest events are kept.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 
+use crate::container::guest_hooks::{self, Kind};
 use crate::container::launch::Launcher;
 use crate::container::spec::{SELF, Surroundings};
 use crate::container::{Container, ContainerError, check_id};
@@ -130,9 +131,12 @@ impl Sandbox {
         change(&mut locked(&self.surroundings));
     }
 
-    /// The directory of the guest image's own hooks.
-    pub(crate) fn guest_hooks(&self) -> Option<PathBuf> {
-        locked(&self.surroundings).guest_hooks.clone()
+    /// Runs the guest image's own hooks of a kind for a container.
+    pub(crate) async fn run_guest_hooks(&self, kind: Kind, container: &Container) {
+        let dir = locked(&self.surroundings).guest_hooks.clone();
+        if let Some(dir) = dir {
+            guest_hooks::run(&self.reaper, &dir, kind, &container.document()).await;
+        }
     }
 
     /// Makes the pid namespace that the pod's containers share, once.
@@ -157,12 +161,14 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Kills and removes all containers and undoes all storages that do not end with the guest, as far as it goes.
+    /// Ends all containers, and undoes all of them and of the storages that does not end with the guest, as far as it goes.
     pub(crate) async fn tear_down(&self) {
         for container in self.all() {
-            if let Err(e) = container.remove(None).await {
+            let ended = if self.is_guest { container.end().await } else { container.remove(None).await };
+            if let Err(e) = ended {
                 crate::log::warning!("{}", crate::log::Causes(&e));
             }
+            self.run_guest_hooks(Kind::Poststop, &container).await;
             self.forget(&container.id);
         }
         if let Some(pid) = locked(&self.pid_namespace).take() {

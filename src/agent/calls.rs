@@ -4,6 +4,8 @@ use super::network;
 use crate::error::{ErrorKind, OpError};
 use crate::network::{GuestInterface, GuestNeighbour, GuestRoute, Mac};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use stockade_agent_protocol::agent::{
     AddARPNeighborsRequest, CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
@@ -42,6 +44,8 @@ pub struct AgentClient {
     request_timeout: Duration,
     /// For CreateContainer, which may wait for devices.
     create_timeout: Duration,
+    /// The next that the guest hears of is its sandbox's end.
+    leaving: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for AgentClient {
@@ -80,7 +84,18 @@ impl AgentClient {
             processes: ProcessesClient::new(client),
             request_timeout,
             create_timeout,
+            leaving: Arc::default(),
         }
+    }
+
+    /// Notes that the guest's sandbox ends next.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Whether the guest's sandbox ends next.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     fn soon(&self) -> Context {

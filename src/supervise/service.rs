@@ -252,7 +252,7 @@ impl Task for TaskService {
             let exec = exec_id(&request.exec_id)?;
             let pid = container.describe.ask(Describe { exec: exec.clone() }).await?.pid;
             let exit: Option<Exit> = match exec {
-                Some(_) => container.delete.ask(Delete { exec }).await?,
+                Some(_) => container.delete.ask(Delete { exec, with_sandbox: false }).await?,
                 None => self.sandbox.delete.ask(DeleteContainer { id: request.id.parse()? }).await?,
             };
             Ok((pid, exit))

@@ -24,7 +24,7 @@ fn a_life_with_a_further_process_and_a_pause_is_told_in_containerds_order() {
         container.start_exec.ask(StartExec { id: id.clone() }).await.unwrap();
         sandbox.agent.end(&sandbox.id, "e", 3);
         assert_eq!(container.wait.ask(Wait { exec: Some(id.clone()) }).await.unwrap().status, 3);
-        container.delete.ask(Delete { exec: Some(id) }).await.unwrap();
+        container.delete.ask(Delete { exec: Some(id), with_sandbox: false }).await.unwrap();
         container.pause.ask(Pause {}).await.unwrap();
         container.resume.ask(Resume {}).await.unwrap();
         assert_eq!(

@@ -193,7 +193,7 @@ fn a_further_process_is_registered_started_ended_and_removed() {
         start().await.unwrap();
         assert_eq!(start().await.unwrap_err().kind(), ErrorKind::FailedPrecondition);
         assert_eq!(state().await, ContainerState::Running);
-        let delete = || container.delete.ask(Delete { exec: Some(name.clone()) });
+        let delete = || container.delete.ask(Delete { exec: Some(name.clone()), with_sandbox: false });
         assert_eq!(delete().await.unwrap_err().kind(), ErrorKind::FailedPrecondition);
         container.signal.ask(Signal { exec: Some(name.clone()), signal: 15, all: false }).await.unwrap();
         assert_eq!(container.wait.ask(Wait { exec: Some(name.clone()) }).await.unwrap().status, 143);

@@ -506,14 +506,24 @@ impl Container {
         Ok(())
     }
 
-    /// Kills it if it lives, waits for its end, and removes what it has. `None` waits as long as is sensible.
-    pub(crate) async fn remove(&self, limit: Option<Duration>) -> Result<(), ContainerError> {
-        let limit = limit.unwrap_or(REMOVE_LIMIT);
+    /// Kills it if it lives, and waits until nothing of it runs.
+    pub(crate) async fn end(&self) -> Result<(), ContainerError> {
+        self.kill_and_wait(REMOVE_LIMIT).await?;
+        Ok(self.cgroup.emptied(CGROUP_LIMIT).await?)
+    }
+
+    async fn kill_and_wait(&self, limit: Duration) -> Result<(), ContainerError> {
         self.kill()?;
         let mut exit = self.init.exit.clone();
-        if timeout(limit, crate::reaper::wait(&mut exit)).await.is_err() {
-            return Err(ContainerError::Unkillable { id: self.id.clone(), limit });
+        match timeout(limit, crate::reaper::wait(&mut exit)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ContainerError::Unkillable { id: self.id.clone(), limit }),
         }
+    }
+
+    /// Kills it if it lives, waits for its end, and removes what it has. `None` waits as long as is sensible.
+    pub(crate) async fn remove(&self, limit: Option<Duration>) -> Result<(), ContainerError> {
+        self.kill_and_wait(limit.unwrap_or(REMOVE_LIMIT)).await?;
         let _change = self.change.lock().await;
         clean_up(&self.id, &self.cgroup).await;
         Ok(())

@@ -15,7 +15,7 @@ use ttrpc::Code;
 
 use super::error::RpcError;
 use crate::cgroup::pairs;
-use crate::container::guest_hooks::{self, Kind};
+use crate::container::guest_hooks::Kind;
 use crate::container::{self, Container, spec};
 use crate::mounts;
 use crate::sandbox::Sandbox;
@@ -73,21 +73,15 @@ async fn try_create(sandbox: &Sandbox, request: CreateContainerRequest) -> Resul
 pub(super) async fn start(sandbox: Arc<Sandbox>, request: StartContainerRequest) -> Result<(), RpcError> {
     let container = sandbox.container(&request.container_id)?;
     container.start().await?;
-    run_guest_hooks(&sandbox, Kind::Poststart, &container).await;
+    sandbox.run_guest_hooks(Kind::Poststart, &container).await;
     Ok(())
-}
-
-async fn run_guest_hooks(sandbox: &Sandbox, kind: Kind, container: &Container) {
-    if let Some(dir) = sandbox.guest_hooks() {
-        guest_hooks::run(&sandbox.reaper, &dir, kind, &container.document()).await;
-    }
 }
 
 pub(super) async fn remove(sandbox: Arc<Sandbox>, request: RemoveContainerRequest) -> Result<(), RpcError> {
     let container = sandbox.container(&request.container_id)?;
     let limit = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
     container.remove(limit).await?;
-    run_guest_hooks(&sandbox, Kind::Poststop, &container).await;
+    sandbox.run_guest_hooks(Kind::Poststop, &container).await;
     let mut mounted = sandbox.storages.lock().unwrap_or_else(PoisonError::into_inner);
     container.storages.iter().rev().for_each(|point| mounted.release(point));
     drop(mounted);

@@ -600,7 +600,8 @@ impl Handler<Envelope<Delete>> for ContainerActor {
     type Result = Pending<Self, Delete>;
 
     fn handle(&mut self, message: Envelope<Delete>, _: &mut Context<Self>) -> Self::Result {
-        if let Some(id) = message.request.exec {
+        let Delete { exec, with_sandbox } = message.request;
+        if let Some(id) = exec {
             let deleted = self.exec(&id).and_then(|entry| match entry.state {
                 ContainerState::Running => {
                     Err(OpError::new(ErrorKind::FailedPrecondition, format!("process {id} is still running")))
@@ -624,17 +625,20 @@ impl Handler<Envelope<Delete>> for ContainerActor {
                     Ok(None)
                 });
                 // The creation may have won the race: then there is a container to remove.
-                return Box::pin(decided.then(move |_, actor, _| actor.remove(span)));
+                return Box::pin(decided.then(move |_, actor, _| actor.remove(span, with_sandbox)));
             }
         }
-        self.remove(message.span)
+        self.remove(message.span, with_sandbox)
     }
 }
 
 impl ContainerActor {
     /// Undoes the container, once.
-    fn remove(&mut self, span: tracing::Span) -> Pending<Self, Delete> {
+    fn remove(&mut self, span: tracing::Span, with_sandbox: bool) -> Pending<Self, Delete> {
         let Some(made) = self.made.take() else { return now::<_, Delete>(Ok(*self.exit.borrow())) };
+        if with_sandbox {
+            made.agent.leave();
+        }
         let pid = self.pid();
         if self.exit.send_if_modified(|exit| exit.is_none() && exit.replace(Exit::killed()).is_none()) {
             let exit = self.exit.borrow().unwrap_or_else(Exit::killed);

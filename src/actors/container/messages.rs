@@ -138,6 +138,8 @@ request! {
     Delete {
         /// Only this process; `None`: the container.
         exec: Option<ExecId>,
+        /// The sandbox goes next, and with it what the container has in the guest.
+        with_sandbox: bool,
     } -> Option<Exit>
 }
 request! {

@@ -379,7 +379,8 @@ impl Handler<Envelope<DeleteContainer>> for SandboxActor {
             }
         };
         let deleted = spawned::<Self, DeleteContainer, _>(message.span.clone(), async move {
-            handle.delete.ask(Delete { exec: None }).await
+            // All the others are gone, and no more are made.
+            handle.delete.ask(Delete { exec: None, with_sandbox: is_first }).await
         });
         let span = message.span;
         Box::pin(deleted.then(move |result, actor, _| {

@@ -34,7 +34,12 @@ impl Step for CreateInGuest {
 
     async fn run(self, undo: &mut UndoStack) -> Result<(), OpError> {
         let record = UndoRecord::Live { what: format!("remove the container {} in the guest", self.id) };
-        let remove = Remove { agent: self.agent.clone(), exit: self.exit, id: self.id.clone() };
+        let remove = Remove {
+            agent: self.agent.clone(),
+            exit: self.exit,
+            id: self.id.clone(),
+            goes_with_sandbox: self.storages.is_empty(),
+        };
         undo.push_live(record, remove)?;
         let shared = self.guest.shared_pid_namespace;
         self.agent.create_container(&self.id, &self.guest.spec, self.storages, shared).await
@@ -45,11 +50,17 @@ struct Remove {
     agent: AgentClient,
     exit: watch::Receiver<Option<VmExit>>,
     id: String,
+    /// It has no file system of its own in the guest, which would have to be unmounted before the host takes it away.
+    goes_with_sandbox: bool,
 }
 
 #[async_trait::async_trait]
 impl LiveUndo for Remove {
     async fn undo(mut self: Box<Self>) -> Result<(), OpError> {
+        if self.goes_with_sandbox && self.agent.is_leaving() {
+            // The guest ends what is left in its sandbox, and a question and an answer less are made.
+            return Ok(());
+        }
         let removed = tokio::select! {
             biased;
             _ = self.exit.wait_for(Option::is_some) => return Ok(()),

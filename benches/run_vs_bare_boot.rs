@@ -1,5 +1,6 @@
 //! `stockade run` of `true`, end to end, beside a bare boot of the same kernel and initrd by the same QEMU with the same
-//! arguments, up to the agent's word that it is ready. In turns, so that what else the host does hits both alike.
+//! arguments, up to the agent's word that it is ready. In turns, so that what else the host does hits both alike. With the
+//! default configuration: the tests' own has the guest's kernel and the agent write all that they do to the console.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -14,9 +15,11 @@ const READY: &str = "stockade-agent: ready";
 
 fn main() {
     let pairs = std::env::var("STOCKADE_BENCH_PAIRS").ok().and_then(|text| text.parse().ok()).unwrap_or(PAIRS);
-    let stockade = Stockade::new();
+    let stockade = Stockade::with_config("default_memory = 512", "[runtime]\nenable_debug = false");
     let bundle = Bundle::builder().args(["/bin/true"]).build().expect("a bundle");
-    let _ = stockade.run(&stockade.id("arguments"), &bundle, &[]).ok();
+    let mut command = stockade.cmd(["--debug", "run", "--bundle"]);
+    command.arg(bundle.path()).arg(stockade.id("arguments"));
+    let _ = stockade.spawn(command).wait(Duration::from_secs(60)).ok();
     let (program, arguments) = bare(&stockade.log());
     let (mut runs, mut boots) = (Vec::new(), Vec::new());
     for _ in 0..pairs {

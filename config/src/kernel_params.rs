@@ -154,6 +154,9 @@ pub fn guest_kernel_params(
 ) -> Result<KernelParams, KernelParamsError> {
     // The self-tests of the kernel's ciphers take most of a second of a boot and protect nothing here.
     let mut params = vec![KernelParam::flag("cryptomgr.notests")];
+    // Buffers for devices that do not reach all memory: 64 MiB, cleared at each boot, where memory may grow past 4 GiB.
+    // Devices of virtio reach all of it.
+    params.push(KernelParam::pair("swiotlb", "noforce"));
     params.push(KernelParam::pair("initcall_blacklist", left_out(tracing)));
     params.push(KernelParam::flag(if debug { "debug" } else { "quiet" }));
     if let Some(root) = image {
@@ -241,7 +244,8 @@ mod tests {
         let line = guest_kernel_params(Some(&root), false, true, &AgentOptions::default(), &user).unwrap().to_string();
         assert_eq!(
             line,
-            "cryptomgr.notests initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init quiet root=/dev/vda1 rootfstype=ext4 ro \
+            "cryptomgr.notests swiotlb=noforce initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init \
+             quiet root=/dev/vda1 rootfstype=ext4 ro \
              systemd.show_status=false systemd.unit=kata-containers.target systemd.mask=systemd-networkd.service \
              systemd.mask=systemd-networkd.socket agent.log=info agent.log_vport=1025 \
              systemd.unit=rescue.target agent.log=trace"
@@ -259,8 +263,8 @@ mod tests {
         let line = guest_kernel_params(None, true, false, &agent, &KernelParams::default()).unwrap().to_string();
         assert_eq!(
             line,
-            "cryptomgr.notests initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs \
-             debug agent.log=debug agent.log_vport=1025 agent.debug_console \
+            "cryptomgr.notests swiotlb=noforce \
+             initcall_blacklist=ftrace_check_for_weak_functions,trace_eval_init,tracer_init_tracefs debug agent.log=debug agent.log_vport=1025 agent.debug_console \
              agent.debug_console_vport=1026 agent.container_pipe_size=65536"
         );
     }

@@ -42,7 +42,7 @@ fn main() {
 }
 
 /// QEMU's program and arguments from the supervisor's log, without what a supervisor serves: the monitor, the virtio-fs
-/// and vsock devices. The console goes to standard output.
+/// and vsock devices, the pipe that it waits for. The console goes to standard output.
 fn bare(log: &str) -> (String, Vec<String>) {
     let line = log.lines().find(|line| line.contains("starting QEMU")).expect("the log has QEMU's arguments");
     let field = |name: &str| {
@@ -58,7 +58,7 @@ fn bare(log: &str) -> (String, Vec<String>) {
         let of_the_supervisor = match (argument.as_str(), value.as_deref()) {
             ("-chardev", Some(value)) => value.starts_with("socket,"),
             ("-device", Some(value)) => value.starts_with("vhost-user-"),
-            ("-mon" | "-serial", _) => true,
+            ("-mon" | "-serial" | "-readconfig", _) => true,
             _ => false,
         };
         if !of_the_supervisor {

@@ -66,6 +66,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) config: &'a VmConfig,
     pub(crate) acceleration: Acceleration,
     pub(crate) tsc_khz: Option<u64>,
+    /// QEMU goes on, and takes memory, when the other end of this pipe is closed.
+    pub(crate) gate: RawFd,
     pub(crate) qmp: RawFd,
     pub(crate) console: RawFd,
     pub(crate) vsock: RawFd,
@@ -156,6 +158,8 @@ pub(crate) fn build(options: &QemuOptions, parts: &Parts<'_>) -> Vec<OsString> {
     let hot_plug = options.machine_type != MachineType::Microvm;
     let mut args = Args(Vec::new());
     args.add("-name", format!("{},debug-threads=on", config.id));
+    // Read to its end while the options are parsed. It has nothing to say.
+    args.add("-readconfig", format!("/proc/self/fd/{}", parts.gate));
     args.add("-machine", machine(options));
     let (accelerator, model) = match parts.acceleration {
         Acceleration::Kvm => ("kvm", "host"),

@@ -29,6 +29,7 @@ fn lines(machine_type: MachineType, acceleration: Acceleration) -> Vec<String> {
         config: &config,
         acceleration,
         tsc_khz: (acceleration == Acceleration::Tcg).then_some(2_400_000),
+        gate: 9,
         qmp: 10,
         console: 11,
         vsock: 12,
@@ -70,7 +71,7 @@ const BEFORE_DEVICES: [&str; 14] = [
     "-initrd /boot/initrd, with comma.img",
 ];
 
-fn check(machine_type: MachineType, acceleration: Acceleration, head: [&str; 6], append: &str, devices: &[&str]) {
+fn check(machine_type: MachineType, acceleration: Acceleration, head: [&str; 7], append: &str, devices: &[&str]) {
     let mut expected: Vec<&str> = head.to_vec();
     expected.extend(BEFORE_DEVICES);
     // An emulated guest does not measure its clock, on whichever board; under KVM the hypervisor tells it.
@@ -88,6 +89,7 @@ fn microvm_has_virtio_mmio_and_no_hot_plug() {
         Acceleration::Tcg,
         [
             "-name sandbox1,debug-threads=on",
+            "-readconfig /proc/self/fd/9",
             "-machine microvm,pic=on,pit=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off,memory-backend=mem",
             "-accel tcg",
             "-cpu max,pmu=off",
@@ -135,6 +137,7 @@ fn pc_hot_plugs_into_its_own_bus() {
         Acceleration::Tcg,
         [
             "-name sandbox1,debug-threads=on",
+            "-readconfig /proc/self/fd/9",
             "-machine pc,usb=off,vmport=off,smm=off,memory-backend=mem",
             "-accel tcg",
             "-cpu max,pmu=off",
@@ -157,6 +160,7 @@ fn q35_under_kvm_has_a_bridge_to_plug_into_and_the_hosts_processor() {
         Acceleration::Kvm,
         [
             "-name sandbox1,debug-threads=on",
+            "-readconfig /proc/self/fd/9",
             "-machine q35,usb=off,vmport=off,smm=off,sata=off,smbus=off,memory-backend=mem",
             "-accel kvm",
             "-cpu host,pmu=off",

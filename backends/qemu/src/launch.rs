@@ -1,7 +1,7 @@
 //! Starting a machine's two processes, all their sockets made beforehand so that nothing is waited for by polling.
 //!
 //! ```text
-//!   supervisor ── pair: monitor, console ──────────────▶ QEMU
+//!   supervisor ── pair: monitor, console; gate ────────▶ QEMU
 //!       │  listens on and connects to vhost-user sockets:   ▲ the connected ends
 //!       │                                                   │
 //!       └── listening ends, hybrid vsock's, lifeline ──▶ stockade vhost-user
@@ -12,7 +12,7 @@ use crate::exit::{self, Processes};
 use crate::options::{Acceleration, QemuOptions};
 use crate::qmp::{Client, Seen};
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
@@ -80,6 +80,8 @@ fn cache_policy(cache: ShareCache) -> CachePolicy {
 struct Plan {
     hypervisor: Launch,
     devices: Launch,
+    /// QEMU takes no memory before this is closed.
+    gate: PipeWriter,
     qmp: StdStream,
     console: StdStream,
     log: Option<File>,
@@ -99,6 +101,7 @@ fn plan(
     let (qmp, qmp_end) = pair("QEMU's monitor")?;
     let (console, console_end) = pair("the console")?;
     let (lifeline, lifeline_end) = pair("the device process")?;
+    let (gate_end, gate) = std::io::pipe().map_err(host("make a pipe for QEMU"))?;
     let log = console_log(config)?;
     let agent_socket = run_dir.join(AGENT_SOCKET);
     let uds = hybrid_vsock::bind(&agent_socket).map_err(host(format!("listen on {}", agent_socket.display())))?;
@@ -119,6 +122,7 @@ fn plan(
         config,
         acceleration: on.acceleration,
         tsc_khz: on.tsc_khz,
+        gate: to_qemu.add(gate_end),
         qmp: to_qemu.add(qmp_end),
         console: to_qemu.add(console_end),
         vsock: to_qemu.add(vsock),
@@ -176,7 +180,7 @@ fn plan(
         cgroups: config.memory_cgroups.clone(),
         pid_namespace: false,
     };
-    Ok(Plan { hypervisor, devices, qmp, console, log, lifeline })
+    Ok(Plan { hypervisor, devices, gate, qmp, console, log, lifeline })
 }
 
 /// Starts the machine; returns when QEMU's monitor has answered, which it does when the machine is complete.
@@ -190,12 +194,15 @@ pub(crate) async fn launch(
 ) -> Result<Launched, StartError> {
     let plan = plan(binary, options, on, config, devices)?;
     tracing::debug!(program = %plan.hypervisor.program.display(), args = ?plan.hypervisor.args, "starting QEMU");
-    let devices = Process::launch(plan.devices).await?;
-    let hypervisor = match Process::launch(plan.hypervisor).await {
-        Ok(hypervisor) => hypervisor,
+    // The first to join a control group waits for a grace period of the kernel's. QEMU loads its libraries meanwhile.
+    let hypervisor = Process::launch(plan.hypervisor).await?;
+    // Now it is where its memory is counted.
+    drop(plan.gate);
+    let devices = match Process::launch(plan.devices).await {
+        Ok(devices) => devices,
         Err(e) => {
-            devices.signal(libc::SIGKILL);
-            devices.ended().await;
+            hypervisor.signal(libc::SIGKILL);
+            hypervisor.ended().await;
             return Err(e.into());
         }
     };

@@ -14,8 +14,6 @@ use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::{init, log, network, rpc};
 
-/// The line on the console by which whoever booted the guest knows that it serves calls.
-const READY: &str = "stockade-agent: ready";
 /// Open files of the agent: three streams and more for each of many processes.
 const OPEN_FILES: u64 = 65_536;
 /// How long the last answer may take to leave the guest before it ends.
@@ -89,7 +87,7 @@ async fn serve(options: Options, is_init: bool, zygote: UnixStream) -> Result<()
         server = server.register_service(service);
     }
     server.start().await.with_context(|| format!("cannot serve calls on {address}"))?;
-    log::announce(READY);
+    log::announce(stockade_agent_protocol::READY);
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     tokio::select! {

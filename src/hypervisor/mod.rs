@@ -13,9 +13,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use stockade_agent_protocol::READY;
 use stockade_config::{Accelerator, Backend, Config, HypervisorChoice, ImageRoot, guest_kernel_params};
 use stockade_hypervisor::{BootSource, ConsoleSink, Hypervisor, HypervisorError, KernelImage, MiB, VmConfig};
 use stockade_machine_process::probe::{KvmProbe, known_kvm_probe, kvm_probe};
+use tokio::sync::Notify;
 
 /// A backend, and why it was chosen.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -119,7 +122,8 @@ fn bootable(kernel: &Path) -> Result<(), HypervisorError> {
 /// Where the header of a bzImage has "HdrS" (Linux's boot protocol for x86).
 const BZIMAGE_MAGIC: usize = 0x202;
 
-/// What a machine of `sandbox` is made of; the network namespace and the devices are added by the caller.
+/// What a machine of `sandbox` is made of; the network namespace and the devices are added by the caller. `agent_ready` is
+/// told when the guest says so on its console.
 ///
 /// # Errors
 /// The kernel parameters are too long, or a number does not fit.
@@ -128,6 +132,7 @@ pub fn machine_config(
     chosen: &ChosenBackend,
     sandbox: &SandboxId,
     directory: &Path,
+    agent_ready: Arc<Notify>,
 ) -> Result<VmConfig, OpError> {
     let options = config.machine(chosen.backend);
     let root = options.image.as_ref().map(|_| ImageRoot { device: "/dev/vda".into(), fstype: options.rootfs_type });
@@ -162,9 +167,20 @@ pub fn machine_config(
         // The machine's vsock ends in a process of its own, so every machine may have the same address.
         guest_cid: 3,
         devices: Vec::new(),
-        console: ConsoleSink(Arc::new(log_console_line)),
+        console: console(agent_ready),
         console_log: Some(directory.join("console.log")),
     })
+}
+
+fn console(agent_ready: Arc<Notify>) -> ConsoleSink {
+    // A guest may write what it likes, as often as it likes.
+    let told = AtomicBool::new(false);
+    ConsoleSink(Arc::new(move |line| {
+        if line.trim_end() == READY && !told.swap(true, Ordering::Relaxed) {
+            agent_ready.notify_one();
+        }
+        log_console_line(line);
+    }))
 }
 
 /// The guest's console goes into the log. The agent writes its own log there, a JSON object a line.

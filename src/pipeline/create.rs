@@ -326,6 +326,7 @@ async fn sandbox_steps(
     let joining = runner.run(join, sandbox_undo).await?;
     let connect = ConnectAgent {
         hypervisor: machine.hypervisor.clone(),
+        ready: machine.agent_ready.clone(),
         agent: config.agent.kata.clone(),
         machine: config.machine(backend.backend).clone(),
         sandbox: guest_sandbox(id, &config, &backend, &bundle),

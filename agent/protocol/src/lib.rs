@@ -19,3 +19,7 @@ pub mod empty {
 
 #[warn(missing_docs, missing_debug_implementations, clippy::or_fun_call)]
 pub mod oci_convert;
+
+/// The line that this project's agent writes to the guest's console when it serves calls. Who waits for an agent may ask it
+/// at once then; other agents do not write it.
+pub const READY: &str = "stockade-agent: ready";

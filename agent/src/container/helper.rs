@@ -21,7 +21,7 @@ use super::report::{ReportErrors, Reporter};
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 /// Serves one request that comes by the socket.
-pub(super) fn run(mut socket: UnixStream) -> Result<()> {
+pub(super) fn run(mut socket: UnixStream) -> Result<std::convert::Infallible> {
     let (request, fds): (Request, _) = receive(&mut socket).context("no request")?;
     let answer = match perform(request, fds) {
         Ok(pid) => Answer::Pid(pid),
@@ -30,7 +30,7 @@ pub(super) fn run(mut socket: UnixStream) -> Result<()> {
     send(&mut socket, &answer, &[]).context("cannot answer")?;
     // The agent closes its end when it watches the new process.
     let _ = socket.read(&mut [0]);
-    Ok(())
+    crate::sys::end_now(0)
 }
 
 fn perform(request: Request, fds: Vec<OwnedFd>) -> Result<i32> {

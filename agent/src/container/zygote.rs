@@ -156,7 +156,7 @@ fn run(mut socket: UnixStream) -> Result<()> {
         let (made, pidfd) = match crate::sys::clone_sibling() {
             Ok(Cloned::Child) => {
                 drop(socket);
-                return super::helper::run(UnixStream::from(helper));
+                return super::helper::run(UnixStream::from(helper)).map(|never| match never {});
             }
             Ok(Cloned::Parent(pidfd)) => (Made::Helper, Some(pidfd)),
             Err(errno) => (Made::Failed(format!("cannot clone a helper: {errno}")), None),

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use stockade_config::{AgentOptions, MachineOptions};
 use stockade_hypervisor::{Hypervisor, VmExit};
+use tokio::sync::Notify;
 
 /// Connects, and sets the sandbox up.
 #[derive(Debug)]
 pub struct ConnectAgent {
     /// The machine.
     pub hypervisor: Arc<dyn Hypervisor>,
+    /// Told when the guest says that the agent serves calls, if its agent is one that says so.
+    pub ready: Arc<Notify>,
     /// `[agent.kata]`
     pub agent: AgentOptions,
     /// The machine's options.
@@ -49,7 +52,7 @@ impl Step for ConnectAgent {
                 Ok(ended) => died(ended.as_ref()),
                 Err(_) => died(None),
             }),
-            dialled = dial(&channel, AGENT_PORT, self.agent.dial_timeout, limit) => dialled,
+            dialled = dial(&channel, AGENT_PORT, self.agent.dial_timeout, limit, &self.ready) => dialled,
         };
         let agent = AgentClient::new(dialled?, self.agent.request_timeout, self.agent.create_container_timeout);
         let record = UndoRecord::Live { what: "let the guest end its sandbox".into() };

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use stockade_config::Config;
 use stockade_hypervisor::{DeviceConfig, DeviceId, Hypervisor, StopDeadlines};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// A machine that is being made, which takes nothing of the host yet: QEMU is looked for, KVM is probed. That may block
@@ -59,6 +60,8 @@ pub struct Machine {
     pub backend: ChosenBackend,
     /// Its network interfaces, in the order in which they were given.
     pub interfaces: Vec<DeviceId>,
+    /// Told when the guest says that its agent serves calls.
+    pub agent_ready: Arc<Notify>,
 }
 
 impl Step for StartMachine {
@@ -67,7 +70,9 @@ impl Step for StartMachine {
 
     async fn run(self, undo: &mut UndoStack) -> Result<Machine, OpError> {
         let options = self.config.machine(self.backend.backend).clone();
-        let mut config = machine_config(&self.config, &self.backend, &self.sandbox, &self.directory)?;
+        let agent_ready = Arc::new(Notify::new());
+        let mut config =
+            machine_config(&self.config, &self.backend, &self.sandbox, &self.directory, agent_ready.clone())?;
         config.netns = self.netns;
         config.memory_cgroups = self.memory_cgroups.into_iter().map(|file| Arc::new(file.into())).collect();
         config.devices.push(DeviceConfig::Share {
@@ -95,7 +100,7 @@ impl Step for StartMachine {
             // Live, stopping the machine ends it; the record is for whoever cleans up after us.
             undo.push_live(record, AlreadyStopped)?;
         }
-        Ok(Machine { hypervisor, backend: self.backend, interfaces })
+        Ok(Machine { hypervisor, backend: self.backend, interfaces, agent_ready })
     }
 }
 

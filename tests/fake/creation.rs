@@ -1,6 +1,7 @@
 //! What goes well.
 
 use crate::harness::{Sandbox, run};
+use serde_json::json;
 use stockade::actors::container::{ContainerState, Start, Wait};
 use stockade::actors::sandbox::{Inspect, SandboxState};
 use stockade::error::ErrorKind;
@@ -43,12 +44,40 @@ fn a_container_is_created_started_ends_and_is_deleted() {
             "version".into(),
             format!("create_container {id}"),
             format!("start_container {id}"),
-            format!("remove_container {id}"),
+            // It ends what is left of the container.
             "destroy_sandbox".into(),
         ];
         assert_eq!(calls, expected);
         drop(container);
         sandbox.leaves_nothing("a whole life").await;
+    });
+}
+
+#[test]
+fn a_container_with_a_poststop_hook_is_removed_in_the_guest_before_the_hook_runs() {
+    run(async |root| {
+        let sandbox = Sandbox::new(&root);
+        let id = sandbox.id.clone();
+        // It waits until the test has seen what the guest was asked up to then.
+        let (began, go_on) = (root.join("began"), root.join("go-on"));
+        let script = format!("touch {}; until [ -e {} ]; do sleep 0.01; done", began.display(), go_on.display());
+        let request = sandbox.request(&id, |spec| {
+            spec["hooks"] = json!({"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+        });
+        sandbox.create(request).await.unwrap();
+        let look = async {
+            while !began.exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            let calls = sandbox.agent.calls();
+            std::fs::write(&go_on, "").unwrap();
+            calls
+        };
+        let (deleted, calls) = tokio::join!(sandbox.delete(&id), look);
+        deleted.unwrap();
+        assert!(calls.contains(&format!("remove_container {id}")), "{calls:?}");
+        assert!(!calls.contains(&"destroy_sandbox".to_owned()), "{calls:?}");
+        sandbox.leaves_nothing("a container with a poststop hook").await;
     });
 }
 

@@ -24,8 +24,10 @@ pub struct CreateInGuest {
     pub id: String,
     /// Its specification.
     pub guest: GuestSpec,
-    /// What the agent mounts for it.
+    /// What the agent mounts for it. A file system on a disk would have to be unmounted before the host takes it away.
     pub storages: Vec<Storage>,
+    /// The guest need not be asked to remove it when its sandbox goes next.
+    pub goes_with_sandbox: bool,
 }
 
 impl Step for CreateInGuest {
@@ -38,7 +40,7 @@ impl Step for CreateInGuest {
             agent: self.agent.clone(),
             exit: self.exit,
             id: self.id.clone(),
-            goes_with_sandbox: self.storages.is_empty(),
+            goes_with_sandbox: self.goes_with_sandbox,
         };
         undo.push_live(record, remove)?;
         let shared = self.guest.shared_pid_namespace;
@@ -50,7 +52,6 @@ struct Remove {
     agent: AgentClient,
     exit: watch::Receiver<Option<VmExit>>,
     id: String,
-    /// It has no file system of its own in the guest, which would have to be unmounted before the host takes it away.
     goes_with_sandbox: bool,
 }
 

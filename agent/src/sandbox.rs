@@ -162,11 +162,16 @@ impl Sandbox {
     }
 
     /// Ends all containers, and undoes all of them and of the storages that does not end with the guest, as far as it goes.
-    pub(crate) async fn tear_down(&self) {
+    ///
+    /// # Errors
+    /// The first container that did not end: it may have more to write.
+    pub(crate) async fn tear_down(&self) -> Result<(), ContainerError> {
+        let mut failed = None;
         for container in self.all() {
             let ended = if self.is_guest { container.end().await } else { container.remove(None).await };
             if let Err(e) = ended {
                 crate::log::warning!("{}", crate::log::Causes(&e));
+                failed.get_or_insert(e);
             }
             self.run_guest_hooks(Kind::Poststop, &container).await;
             self.forget(&container.id);
@@ -179,6 +184,7 @@ impl Sandbox {
         if !self.is_guest || storages.on_disks() {
             storages.release_all();
         }
+        failed.map_or(Ok(()), Err)
     }
 }
 

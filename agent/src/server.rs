@@ -92,7 +92,8 @@ async fn serve(options: Options, is_init: bool, zygote: UnixStream) -> Result<()
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     tokio::select! {
         () = sandbox.ended.notified() => tokio::time::sleep(FAREWELL).await,
-        _ = terminate.recv(), if !is_init => sandbox.tear_down().await,
+        // What failed is in the log.
+        _ = terminate.recv(), if !is_init => drop(sandbox.tear_down().await),
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub(crate) fn watch_changes(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(Into::into)
 }
 
-/// The standard input that a re-executed helper was given.
+/// The standard input that an executed zygote was given.
 pub(crate) fn borrow_stdin() -> BorrowedFd<'static> {
     // SAFETY: descriptor 0 is open for as long as the process does not close it, which it never does.
     unsafe { BorrowedFd::borrow_raw(0) }

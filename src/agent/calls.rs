@@ -46,6 +46,8 @@ pub struct AgentClient {
     create_timeout: Duration,
     /// The next that the guest hears of is its sandbox's end.
     leaving: Arc<AtomicBool>,
+    /// A container is left to that end.
+    container_left: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for AgentClient {
@@ -85,6 +87,7 @@ impl AgentClient {
             request_timeout,
             create_timeout,
             leaving: Arc::default(),
+            container_left: Arc::default(),
         }
     }
 
@@ -96,6 +99,16 @@ impl AgentClient {
     /// Whether the guest's sandbox ends next.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Leaves a container to the end of the guest's sandbox, instead of having it removed.
+    pub fn leave_container(&self) {
+        self.container_left.store(true, Ordering::Release);
+    }
+
+    /// Whether a container is left to the end of the guest's sandbox.
+    pub fn has_left_container(&self) -> bool {
+        self.container_left.load(Ordering::Acquire)
     }
 
     fn soon(&self) -> Context {

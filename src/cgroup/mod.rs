@@ -1,4 +1,5 @@
-//! The host's control group of a sandbox's processes (the virtual machine's, the stand-in). It groups and accounts;
+//! The host's control group of a sandbox's processes (the virtual machine's, the stand-in; in a scope of systemd's the
+//! supervisor, too). It groups and accounts;
 //! limits hold in the guest, so none is set here.
 //!
 //! ```text

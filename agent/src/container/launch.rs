@@ -214,6 +214,7 @@ impl Launcher {
             Err(e) => {
                 // It may hang in a hook.
                 let _ = crate::sys::kill_by_descriptor(helper.as_fd());
+                wait_for_end(helper).await;
                 return Err(ContainerError::Refused(
                     report.so_far().explain(&format!("the helper gave no answer ({e})")),
                 ));
@@ -235,7 +236,7 @@ async fn exchange(helper: &mut Conversation, request: &Request, fds: Vec<OwnedFd
     Ok(answer)
 }
 
-/// Waits for the end of a process that is about to end.
+/// Waits for the end of a process that was killed or is about to end.
 async fn wait_for_end(pidfd: OwnedFd) {
     // One that cannot be watched is not waited for.
     if let Ok(ended) = crate::sys::watch(pidfd) {

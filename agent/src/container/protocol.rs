@@ -1,4 +1,4 @@
-//! What the agent and its single-threaded helper say to each other, over a socket pair.
+//! How the agent, its zygote and its helpers talk over socket pairs, and what agent and helper say to each other.
 //!
 //! One message is a length (four bytes, little endian) and JSON. The request carries descriptors, in
 //! the order that its `streams` tell. After its answer the helper stays until the agent closes the

@@ -29,8 +29,9 @@ use crate::sys::Cloned;
 
 /// Argument by which the agent, re-executed, is a zygote whose standard input is its socket.
 pub(crate) const ZYGOTE: &str = "zygote";
-/// What a process list calls a zygote and its clones.
+/// What a process list calls a zygote, and a helper.
 const NAME: &CStr = c"stockade-zygote";
+const HELPER: &CStr = c"stockade-helper";
 /// Longest time that one clone may take.
 const CLONE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -85,33 +86,37 @@ impl Zygote {
     /// # Errors
     /// No helper could be cloned, and no new zygote be started.
     pub(super) async fn helper(&self) -> io::Result<(Conversation, OwnedFd)> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let ours = Conversation::new(ours)?;
         let mut conversation = self.conversation.lock().await;
         // Taken, so that who gives up in between leaves none that waits for an answer. Its end is the zygote's, too.
-        if let Some(mut old) = conversation.take()
-            && let Ok(made) = ask(&mut old, &theirs).await
-        {
-            *conversation = Some(old);
-            return Ok((ours, made?));
+        if let Some(mut old) = conversation.take() {
+            match ask(&mut old).await {
+                Ok(made) => {
+                    *conversation = Some(old);
+                    return made;
+                }
+                Err(e) => crate::log::warning!("the zygote is replaced: {e}"),
+            }
         }
         let mut new = Conversation::new(execute()?)?;
-        let made = ask(&mut new, &theirs).await?;
+        let made = ask(&mut new).await?;
         *conversation = Some(new);
-        Ok((ours, made?))
+        made
     }
 }
 
 /// The outer error: the zygote is of no use. The inner one: it could not clone.
-async fn ask(zygote: &mut Conversation, helper: &UnixStream) -> io::Result<io::Result<OwnedFd>> {
+async fn ask(zygote: &mut Conversation) -> io::Result<io::Result<(Conversation, OwnedFd)>> {
+    // Of its own for each try: no two helpers shall listen at one.
+    let (ours, theirs) = UnixStream::pair()?;
+    let ours = Conversation::new(ours)?;
     let (made, fds): (Made, Vec<OwnedFd>) = timeout(CLONE_LIMIT, async {
-        zygote.send(&Order, &[helper.as_fd()]).await?;
+        zygote.send(&Order, &[theirs.as_fd()]).await?;
         zygote.receive().await
     })
     .await??;
     let missing = || io::Error::other("the zygote sent no descriptor");
     Ok(match made {
-        Made::Helper => fds.into_iter().next().ok_or_else(missing),
+        Made::Helper => fds.into_iter().next().map(|pidfd| (ours, pidfd)).ok_or_else(missing),
         Made::Failed(text) => Err(io::Error::other(text)),
     })
 }
@@ -138,7 +143,7 @@ pub(crate) fn run_executed() -> Result<()> {
 
 /// The zygote's life, and in each helper the helper's.
 fn run(mut socket: UnixStream) -> Result<()> {
-    // A process that gets no standard stream must not inherit the agent's.
+    // A process that gets no standard input or output must not inherit the agent's. Errors go where the agent's go.
     let null = std::fs::File::options().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
     for stream in [0, 1] {
         nix::unistd::dup2(null.as_raw_fd(), stream).context("cannot replace a standard stream")?;
@@ -156,6 +161,7 @@ fn run(mut socket: UnixStream) -> Result<()> {
         let (made, pidfd) = match crate::sys::clone_sibling() {
             Ok(Cloned::Child) => {
                 drop(socket);
+                let _ = nix::sys::prctl::set_name(HELPER);
                 return super::helper::run(UnixStream::from(helper)).map(|never| match never {});
             }
             Ok(Cloned::Parent(pidfd)) => (Made::Helper, Some(pidfd)),

@@ -121,13 +121,9 @@ async fn try_watch_memory(sandbox: &Sandbox, container: &Container) -> std::io::
         let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
         pairs(&text).find(|(key, _)| *key == "oom_kill").map_or(0, |(_, count)| count)
     };
-    let mut known = killed();
+    let (mut known, mut ended) = (0, false);
     let mut exit = container.init.exit.clone();
     loop {
-        let ended = tokio::select! {
-            changed = file.ready(Interest::PRIORITY) => { changed?.clear_ready(); false }
-            _ = crate::reaper::wait(&mut exit) => true,
-        };
         let now = killed();
         if now > known {
             known = now;
@@ -137,5 +133,9 @@ async fn try_watch_memory(sandbox: &Sandbox, container: &Container) -> std::io::
         if ended {
             return Ok(());
         }
+        ended = tokio::select! {
+            changed = file.ready(Interest::PRIORITY) => { changed?.clear_ready(); false }
+            _ = crate::reaper::wait(&mut exit) => true,
+        };
     }
 }

@@ -37,10 +37,10 @@ pub(super) async fn create(sandbox: Arc<Sandbox>, request: CreateSandboxRequest)
 
 /// Answers, then ends the machine.
 pub(super) async fn destroy(sandbox: Arc<Sandbox>) -> Result<(), RpcError> {
-    sandbox.tear_down().await;
+    let torn_down = sandbox.tear_down().await;
     nix::unistd::sync();
     sandbox.ended.notify_one();
-    Ok(())
+    Ok(torn_down?)
 }
 
 pub(super) async fn oom_event(sandbox: &Sandbox) -> Result<OOMEvent, RpcError> {

@@ -229,7 +229,22 @@ fn devices(machine: MachineType, parts: &Parts<'_>, args: &mut Args) {
         let list = fds.iter().map(ToString::to_string).collect::<Vec<_>>().join(":");
         args.add("-netdev", format!("tap,id={id},fds={list},vhost=off"));
         let queues = queue_properties(machine, fds.len());
-        args.add("-device", format!("{},id={id},netdev={id},mac={mac},host_mtu={mtu}{queues}", name("virtio-net")));
+        args.add(
+            "-device",
+            format!(
+                "{},id={id},netdev={id},mac={mac},host_mtu={mtu}{queues}{}",
+                name("virtio-net"),
+                no_boot_program(machine)
+            ),
+        );
+    }
+}
+
+/// On PCI it brings no program for the firmware to boot from the network by, which the firmware would run at each boot.
+fn no_boot_program(machine: MachineType) -> &'static str {
+    match machine {
+        MachineType::Microvm => "",
+        MachineType::Pc | MachineType::Q35 => ",romfile=",
     }
 }
 

@@ -127,7 +127,7 @@ const PCI_DEVICES: [&str; 10] = [
     "-blockdev {}",
     "-device virtio-blk-pci,id=dev1,drive=dev1",
     "-netdev tap,id=dev2,fds=14:15,vhost=off",
-    "-device virtio-net-pci,id=dev2,netdev=dev2,mac=02:00:00:00:00:01,host_mtu=1450,mq=on,vectors=6",
+    "-device virtio-net-pci,id=dev2,netdev=dev2,mac=02:00:00:00:00:01,host_mtu=1450,mq=on,vectors=6,romfile=",
 ];
 
 #[test]

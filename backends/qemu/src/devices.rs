@@ -101,6 +101,8 @@ impl Plug<'_> {
         if let Some(properties) = device.as_object_mut() {
             let fixed = [("driver", driver), ("id", id.to_owned()), ("netdev", id.to_owned()), ("bus", bus.to_owned())];
             properties.extend(fixed.map(|(name, value)| (name.to_owned(), Value::from(value))));
+            // As at the boot. microvm takes none while it runs.
+            properties.insert("romfile".to_owned(), Value::from(""));
             if queues.0.len() > 1 {
                 properties.insert("mq".to_owned(), Value::from(true));
                 properties.insert("vectors".to_owned(), Value::from(2 * queues.0.len() + 2));

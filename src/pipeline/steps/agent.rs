@@ -2,6 +2,7 @@
 
 use crate::agent::{AGENT_PORT, AgentClient, GuestSandbox, dial};
 use crate::error::{ErrorKind, OpError};
+use crate::pipeline::steps::container::REMOVE_LIMIT;
 use crate::pipeline::{LiveUndo, Step, UndoStack};
 use crate::state::UndoRecord;
 use std::sync::Arc;
@@ -85,21 +86,32 @@ struct EndGuest {
 impl LiveUndo for EndGuest {
     /// The first rung of the ladder. The answer comes when all containers have ended and all that they wrote is on its
     /// disks, so that nothing is gained by waiting for the guest to power off as well: the next undo ends the machine.
-    /// That one also ends a guest that does not answer, so that is no failure.
+    /// That one also ends a guest that does not answer, so that is no failure, unless a container was left to this request:
+    /// what it has not written by then is lost.
     async fn undo(self: Box<Self>) -> Result<(), OpError> {
+        let with_container = self.agent.has_left_container();
+        let limit = if with_container { self.limit + REMOVE_LIMIT } else { self.limit };
         let mut exit = self.hypervisor.exit();
         let asked = async {
             tokio::select! {
                 biased;
                 _ = exit.wait_for(Option::is_some) => Ok(()),
-                answer = self.agent.destroy_sandbox(self.limit) => answer,
+                answer = self.agent.destroy_sandbox(limit) => answer,
             }
         };
-        match tokio::time::timeout(self.limit, asked).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(error = error.one_line(), "the guest did not take the request"),
-            Err(_) => tracing::debug!("the guest did not end its sandbox in time"),
+        let timed_out = || {
+            let what = format!("the guest did not end its sandbox within {limit:?}");
+            OpError::new(ErrorKind::DeadlineExceeded, what)
+        };
+        let answer = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(timed_out()));
+        let runs = self.hypervisor.exit().borrow().is_none();
+        match answer {
+            Err(error) if with_container && runs && error.kind() != ErrorKind::AgentGone => Err(error),
+            Err(error) => {
+                tracing::debug!(error = error.one_line(), "the guest did not end its sandbox");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
-        Ok(())
     }
 }

@@ -104,11 +104,15 @@ impl Step for BeginJoin {
         undo.push_live(UndoRecord::Live { what: "end joining the control group".into() }, EndJoining(joined))?;
         let joining = tokio::task::spawn_blocking(move || {
             let _ended = ended;
-            let stand_in = stand_in.filter(|process| process.is_alive()).map(|process| process.pid);
-            for pid in processes.iter().map(|process| process.pid).chain(stand_in) {
+            let join = |pid| {
                 if let Err(error) = cgroup.add_process(pid) {
                     tracing::warn!(%error, pid, "the process is not in the sandbox's control group");
                 }
+            };
+            processes.iter().for_each(|process| join(process.pid));
+            // Looked at as late as can be: it is not ours, and its number may become another's.
+            if let Some(process) = stand_in.filter(|process| process.is_alive()) {
+                join(process.pid);
             }
         });
         Ok(JoinBegun { leaves, joining: Some(joining) })

@@ -11,7 +11,7 @@ use stockade_hypervisor::VmExit;
 use tokio::sync::watch;
 
 /// How long the guest may take to remove a container; its processes get SIGKILL at once.
-const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const REMOVE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes it.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ struct Remove {
 impl LiveUndo for Remove {
     async fn undo(mut self: Box<Self>) -> Result<(), OpError> {
         if self.goes_with_sandbox && self.agent.is_leaving() {
-            // The guest ends what is left in its sandbox, and a question and an answer less are made.
+            self.agent.leave_container();
             return Ok(());
         }
         let removed = tokio::select! {

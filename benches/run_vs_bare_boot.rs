@@ -6,12 +6,11 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use stockade_agent_protocol::READY;
 use stockade_tests::harness::{Bundle, Stockade};
 
 /// How often each is measured, unless STOCKADE_BENCH_PAIRS says.
 const PAIRS: usize = 9;
-/// What the agent writes to the console.
-const READY: &str = "stockade-agent: ready";
 
 fn main() {
     let pairs = std::env::var("STOCKADE_BENCH_PAIRS").ok().and_then(|text| text.parse().ok()).unwrap_or(PAIRS);

@@ -9,6 +9,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use nix::unistd::ForkResult;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -94,15 +95,10 @@ pub(crate) fn may_execute(path: &Path) -> io::Result<()> {
     nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).map_err(io::Error::from)
 }
 
-/// Forks. The child's number; nothing in the child.
-///
-/// To be called while the process has one thread: then the child may do what its parent may.
-pub(crate) fn fork() -> Result<Option<i32>, Errno> {
+/// Forks. To be called while the process has one thread: then the child may do what its parent may.
+pub(crate) fn fork() -> Result<ForkResult, Errno> {
     // SAFETY: with one thread no lock can be held by another one, which the child would lack.
-    match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw())),
-        nix::unistd::ForkResult::Child => Ok(None),
-    }
+    unsafe { nix::unistd::fork() }
 }
 
 /// Where [`clone_sibling`] returns.

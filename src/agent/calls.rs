@@ -96,14 +96,11 @@ impl AgentClient {
         self.leaving.store(true, Ordering::Release);
     }
 
-    /// Whether the guest's sandbox ends next.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
-    }
-
-    /// Leaves a container to the end of the guest's sandbox, instead of having it removed.
-    pub fn leave_container(&self) {
-        self.container_left.store(true, Ordering::Release);
+    /// Leaves a container to the end of the guest's sandbox. `false`: that does not come next, and it must be removed.
+    pub fn leave_container(&self) -> bool {
+        let leaving = self.leaving.load(Ordering::Acquire);
+        self.container_left.fetch_or(leaving, Ordering::AcqRel);
+        leaving
     }
 
     /// Whether a container is left to the end of the guest's sandbox.

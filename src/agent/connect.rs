@@ -47,19 +47,23 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
+    /// A guest that refuses the first connection, does what `then` says, and answers the second. Tells what that one asked.
+    async fn refuse_once(listener: UnixListener, then: impl FnOnce()) -> [u8; 13] {
+        drop(listener.accept().await.unwrap());
+        then();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut line = [0; 13];
+        stream.read_exact(&mut line).await.unwrap();
+        stream.write_all(b"OK 7\nhello").await.unwrap();
+        line
+    }
+
     #[tokio::test]
     async fn a_guest_that_refuses_at_first_is_dialled_again_and_later_bytes_are_kept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let guest = tokio::spawn(async move {
-            drop(listener.accept().await.unwrap());
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut line = [0; 13];
-            stream.read_exact(&mut line).await.unwrap();
-            stream.write_all(b"OK 7\nhello").await.unwrap();
-            line
-        });
+        let guest = tokio::spawn(refuse_once(listener, || {}));
         let channel = AgentChannel::HybridVsock(path);
         let mut stream =
             dial(&channel, 1024, Duration::from_millis(1), Duration::from_secs(5), &Notify::new()).await.unwrap();
@@ -88,15 +92,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let ready = std::sync::Arc::new(Notify::new());
         let told = ready.clone();
-        let guest = tokio::spawn(async move {
-            drop(listener.accept().await.unwrap());
-            told.notify_one();
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut line = [0; 13];
-            stream.read_exact(&mut line).await.unwrap();
-            stream.write_all(b"OK 7\n").await.unwrap();
-            line
-        });
+        let guest = tokio::spawn(refuse_once(listener, move || told.notify_one()));
         let channel = AgentChannel::HybridVsock(path);
         let step = Duration::from_secs(3600);
         let dialled = tokio::time::timeout(step / 60, dial(&channel, 1024, step, 2 * step, &ready)).await;

@@ -439,9 +439,9 @@ async fn in_guest(
     // Hooks that run after the container's deletion find it deleted in the guest too.
     let after =
         bundle.spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref()).is_some_and(|list| !list.is_empty());
-    let in_guest = sandbox.config.machine(sandbox.machine.backend.backend).guest_hook_path.is_some();
+    let guest_hooks = sandbox.config.machine(sandbox.machine.backend.backend).guest_hook_path.is_some();
     let create = CreateInGuest {
-        goes_with_sandbox: !after && !in_guest && shared.storages.is_empty(),
+        goes_with_sandbox: !after && !guest_hooks && shared.storages.is_empty(),
         agent: sandbox.agent.clone(),
         exit: sandbox.machine.hypervisor.exit(),
         id: request.id.to_string(),

@@ -203,21 +203,22 @@ impl Launcher {
             Ok(answer) => answer,
             Err(e) => Err(e.into()),
         };
-        let pid = match answer {
-            Ok(Answer::Pid(pid)) => pid,
-            Ok(Answer::Failed(text)) => {
+        let made = match answer {
+            Ok(Answer::Pid(pid)) => Ok(pid),
+            Ok(Answer::Failed(text)) => Err(text),
+            Err(e) => {
+                // It may hang in a hook.
+                let _ = crate::sys::kill_by_descriptor(helper.as_fd());
+                Err(format!("the helper gave no answer ({e})"))
+            }
+        };
+        let pid = match made {
+            Ok(pid) => pid,
+            Err(text) => {
                 drop(conversation);
                 // Nothing of it shall be left when the caller hears of it.
                 wait_for_end(helper).await;
                 return Err(ContainerError::Refused(report.so_far().explain(&text)));
-            }
-            Err(e) => {
-                // It may hang in a hook.
-                let _ = crate::sys::kill_by_descriptor(helper.as_fd());
-                wait_for_end(helper).await;
-                return Err(ContainerError::Refused(
-                    report.so_far().explain(&format!("the helper gave no answer ({e})")),
-                ));
             }
         };
         let exit = self.reaper.register(pid);

@@ -19,6 +19,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::unistd::ForkResult;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -55,10 +56,9 @@ enum Made {
 pub(crate) fn fork() -> Result<Option<UnixStream>> {
     let (ours, theirs) = UnixStream::pair().context("cannot make the zygote's socket")?;
     match crate::sys::fork().context("cannot fork the zygote")? {
-        Some(_) => Ok(Some(ours)),
-        None => {
+        ForkResult::Parent { .. } => Ok(Some(ours)),
+        ForkResult::Child => {
             drop(ours);
-            crate::sys::clear_environment();
             run(theirs)?;
             Ok(None)
         }
@@ -124,14 +124,7 @@ async fn ask(zygote: &mut Conversation) -> io::Result<io::Result<(Conversation, 
 fn execute() -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     // Waited for by the reaper, as every child.
-    Command::new(SELF)
-        .arg0("stockade-agent")
-        .arg(ZYGOTE)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .spawn()?;
+    Command::new(SELF).arg0("stockade-agent").arg(ZYGOTE).stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
     Ok(ours)
 }
 
@@ -149,6 +142,7 @@ fn run(mut socket: UnixStream) -> Result<()> {
         nix::unistd::dup2(null.as_raw_fd(), stream).context("cannot replace a standard stream")?;
     }
     drop(null);
+    crate::sys::clear_environment();
     nix::unistd::chdir("/").context("cannot enter the root directory")?;
     let _ = nix::sys::prctl::set_name(NAME);
     loop {

@@ -58,8 +58,7 @@ struct Remove {
 #[async_trait::async_trait]
 impl LiveUndo for Remove {
     async fn undo(mut self: Box<Self>) -> Result<(), OpError> {
-        if self.goes_with_sandbox && self.agent.is_leaving() {
-            self.agent.leave_container();
+        if self.goes_with_sandbox && self.agent.leave_container() {
             return Ok(());
         }
         let removed = tokio::select! {
